@@ -1,0 +1,83 @@
+"""The system packages that the cluster stands on: checked, and on Debian installed when we are root.
+
+Never removes or configures anything.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAMS = {
+    "apt-get": "apt",
+    "buildah": "buildah",
+    "busybox": "busybox-static",
+    "conntrack": "conntrack",
+    "containerd": "containerd",
+    "docker-registry": "docker-registry",
+    "git": "git",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "mount": "mount",
+    "node": "nodejs",
+    "nsenter": "util-linux",
+    "openssl": "openssl",
+    "podman": "podman",
+    "runc": "runc",
+    "skopeo": "skopeo",
+    "socat": "socat",
+    "unshare": "util-linux",
+}
+"""Program → Debian package. All of them are looked for on PATH and in the sbin folders."""
+FILES = {"/usr/lib/cni/ptp": "containernetworking-plugins", "/usr/lib/cni/host-local": "containernetworking-plugins"}
+SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
+class PackageError(RuntimeError):
+    """Something that has to be installed is missing; the message says what and how."""
+
+
+def program(name: str) -> str:
+    """The path of a program of PROGRAMS."""
+    found = shutil.which(name, path=SEARCH_PATH)
+    if found is None:
+        raise PackageError(f"{name} is missing: install the package {PROGRAMS.get(name, name)}")
+    return found
+
+
+def missing() -> dict[str, str]:
+    """What is missing → the Debian package that has it."""
+    absent = {name: package for name, package in PROGRAMS.items() if shutil.which(name, path=SEARCH_PATH) is None}
+    return absent | {path: package for path, package in FILES.items() if not Path(path).exists()}
+
+
+def install() -> None:
+    """Install what is missing. Raises PackageError that names the packages where we cannot."""
+    wanted = missing()
+    if not wanted:
+        return
+    packages = sorted(set(wanted.values()))
+    how = f"apt-get install --no-install-recommends {' '.join(packages)}"
+    if os.geteuid() != 0 or "apt-get" in wanted:
+        raise PackageError(f"missing {', '.join(sorted(wanted))}; on Debian, as root: {how}")
+    print(f"installing {' '.join(packages)}", file=sys.stderr, flush=True)
+    # A package that starts a daemon of its own (containerd, docker-registry) is told not to: nothing here uses it.
+    policy = Path("/usr/sbin/policy-rc.d")
+    ours = not policy.exists()
+    if ours:
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+    try:
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+            done = subprocess.run(
+                ["apt-get", "-qq", *arguments], env=environment, capture_output=True, text=True, timeout=900
+            )
+            if done.returncode:
+                raise PackageError(f"apt-get {' '.join(arguments)} failed:\n{done.stderr[-4000:]}")
+    finally:
+        if ours:
+            policy.unlink()
+    if still := missing():
+        raise PackageError(f"installed {' '.join(packages)}, but still missing: {', '.join(sorted(still))}")
