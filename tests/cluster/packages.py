@@ -19,6 +19,7 @@ PROGRAMS = {
     "git": "git",
     "ip": "iproute2",
     "iptables": "iptables",
+    "iptables-save": "iptables",
     "mount": "mount",
     "node": "nodejs",
     "nsenter": "util-linux",

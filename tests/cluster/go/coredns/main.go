@@ -5,18 +5,17 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/coremain"
 
-	_ "github.com/coredns/coredns/plugin/cache"
+	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/health"
 	_ "github.com/coredns/coredns/plugin/hosts"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
-	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/template"
 )
 
 func init() {
 	// The order of the chain, first to last: what this list lacks is not served.
-	dnsserver.Directives = []string{"errors", "health", "ready", "cache", "template", "hosts", "kubernetes"}
+	dnsserver.Directives = []string{"bind", "errors", "health", "hosts", "kubernetes", "template"}
 }
 
 func main() {
