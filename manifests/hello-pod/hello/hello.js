@@ -1,0 +1,3 @@
+const http = require('http');
+const server = http.createServer((request, response) => response.end('Hello Kubernetes!\n'));
+server.listen(8000);
