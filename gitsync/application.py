@@ -259,6 +259,10 @@ class Source(_Model):
                     "message": "must not carry credentials: put them into a Secret and name it in source.secretRef",
                 },
                 {
+                    "rule": "!(self.matches('^[a-z]+://') && self.matches('[?#]'))",
+                    "message": "must not have a query or a fragment",
+                },
+                {
                     "rule": "self.matches('^(https?|ssh|git|file)://')"
                     " || self.matches('^([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9.-]*:[^/:]')",
                     "message": "must be an https:// or ssh:// URL, or user@host:path",
