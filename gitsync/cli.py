@@ -1,0 +1,389 @@
+"""The command line: the only module that prints.
+
+Results go to standard output (``-o json`` is stable, for programs), progress and errors to standard error. Exit codes:
+0 done, 1 it went wrong (the message says what to do), 2 wrong usage, 3 it waits for a person or ran out of time.
+Nothing here decides anything about a deployment: the commands write what a person wants into the Application and read
+what came of it, exactly as ``kubectl`` could.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar, cast
+
+import orjson
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from gitsync.application import API_GROUP, KIND, VERSION, Application
+from gitsync.errors import GitsyncError, Held, Invalid, Waiting
+from gitsync.model import ANNOTATION_APPROVE, ANNOTATION_REQUESTED_AT, ANNOTATION_RETRY, Json, ObjectRef
+
+T = TypeVar("T")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+app = typer.Typer(
+    name="gitsync",
+    help="git push is the whole deployment: builds images, applies manifests, rolls forward or restores.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Output(StrEnum):
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+NamespaceOption = Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the Application.")]
+KubeconfigOption = Annotated[
+    Path | None, typer.Option(help="kubeconfig file; default: KUBECONFIG, ~/.kube/config, in-cluster.")
+]
+ContextOption = Annotated[str, typer.Option(help="Context of the kubeconfig; default: its current one.")]
+TimeoutOption = Annotated[float, typer.Option(min=1, help="Give up after so many seconds.")]
+
+
+def main() -> None:
+    app()
+
+
+# ---------------------------------------------------------------- printing
+
+
+def emit(value: Any, output: Output, table: Callable[[], Table | str] | None = None) -> None:
+    """One value in the form that was asked for; ``table`` is only called for people."""
+    if output is Output.JSON or (table is None and output in (Output.TABLE, Output.WIDE)):
+        sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        sys.stdout.buffer.flush()
+    elif output is Output.YAML:
+        out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="", markup=False)
+    else:
+        assert table is not None
+        out.print(table(), markup=False) if isinstance(shown := table(), str) else out.print(shown)
+
+
+def columns(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold", no_wrap=name not in ("MESSAGE", "CHANGE"))
+    return table
+
+
+def fail(error: GitsyncError | str, code: int = 1) -> NoReturn:
+    err.print(f"gitsync: {error}", style="red" if err.is_terminal else None, markup=False)
+    raise typer.Exit(code)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; an explained error is one line and an exit code, Ctrl-C is 130 after clean-up."""
+    try:
+        return asyncio.run(work)
+    except (Held, Waiting) as error:
+        fail(error, 3)
+    except GitsyncError as error:
+        fail(error)
+    except TimeoutError:
+        fail("ran out of time; 'gitsync get' tells how things are", 3)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def age(stamp: str) -> str:
+    """``2026-01-02T03:04:05Z`` → ``3d4h``, as kubectl prints it."""
+    try:
+        seconds = int((datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds())
+    except ValueError:
+        return ""
+    for size, unit, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            rest = seconds % size // smaller
+            return f"{seconds // size}{unit}" + (f"{rest}{small}" if rest else "")
+    return f"{max(seconds, 0)}s"
+
+
+# ---------------------------------------------------------------- Applications in the cluster
+
+
+@contextlib.asynccontextmanager
+async def connected(kubeconfig: Path | None, context: str) -> AsyncGenerator[Any]:
+    from gitsync.cluster.client import Cluster  # imports the cluster's client library: only when needed
+
+    async with await Cluster.connect(str(kubeconfig or ""), context, allow_plugins=True) as cluster:
+        yield cluster
+
+
+def reference(name: str, namespace: str) -> ObjectRef:
+    """``NAME``, or ``NAMESPACE/NAME`` as the logs print it."""
+    if "/" in name:
+        namespace, name = name.split("/", 1)
+    return ObjectRef(group=API_GROUP, version=VERSION, kind=KIND, namespace=namespace or "default", name=name)
+
+
+async def read(cluster: Any, ref: ObjectRef) -> Json:
+    found = cast("Json | None", await cluster.get(ref))
+    if found is None:
+        raise Invalid("there is none of that name", doing="reading", ref=ref, hint="'gitsync get -A' lists them all")
+    return found
+
+
+def status_of(obj: Json) -> Json:
+    return cast("Json", obj.get("status") or {})
+
+
+def condition(obj: Json, kind: str) -> Json:
+    conditions: list[Json] = status_of(obj).get("conditions") or []
+    return next((each for each in conditions if each.get("type") == kind), dict[str, Any]())
+
+
+def summary(obj: Json) -> Json:
+    """What the tables show, and what ``-o json`` of the verbs returns."""
+    status = status_of(obj)
+    return {
+        "namespace": obj["metadata"].get("namespace", ""),
+        "name": obj["metadata"]["name"],
+        "sync": status.get("sync", "Unknown"),
+        "health": status.get("health", "Unknown"),
+        "revision": status.get("revision", ""),
+        "ready": condition(obj, "Ready").get("status", "Unknown"),
+        "message": condition(obj, "Ready").get("message", ""),
+        "lastAttempt": status.get("lastAttempt") or {},
+    }
+
+
+@app.command()
+def get(
+    name: Annotated[str, typer.Argument(help="One Application; default: all of the namespace.")] = "",
+    namespace: NamespaceOption = "",
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")] = False,
+    output: OutputOption = Output.TABLE,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = "",
+) -> None:
+    """Show Applications: what is deployed, whether it equals git, and whether it is healthy."""
+
+    async def work() -> None:
+        async with connected(kubeconfig, context) as cluster:
+            if name:
+                found = [await read(cluster, reference(name, namespace))]
+            else:
+                resource = await cluster.resource(API_GROUP, VERSION, KIND)
+                listing = await cluster.list(resource, namespace="" if everywhere else namespace or "default")
+                found = list(listing.items)
+
+        def table() -> Table | str:
+            if not found:
+                return (
+                    "No Applications here; 'gitsync run REPOSITORY' or 'kubectl apply' makes one, -A looks everywhere."
+                )
+            wide = output is Output.WIDE or bool(name)
+            heads = ["NAMESPACE", "NAME", "SYNC", "HEALTH", "READY", "REVISION", "AGE"]
+            shown = columns(*heads, *(["REPOSITORY", "MESSAGE"] if wide else []))
+            for obj in found:
+                row = summary(obj)
+                revision = re.sub(r"sha1:([0-9a-f]{12})[0-9a-f]*", r"sha1:\1", row["revision"])
+                cells = [row["namespace"], row["name"], row["sync"], row["health"], row["ready"], revision]
+                cells.append(age(obj["metadata"].get("creationTimestamp", "")))
+                cells += [obj["spec"]["source"]["repository"], row["message"]] if wide else []
+                shown.add_row(*cells)
+            return shown
+
+        emit(found[0] if name else found, output, table)
+
+    run(work())
+
+
+async def follow(cluster: Any, ref: ObjectRef, settled: Callable[[Json], bool], *, timeout: float, quiet: bool) -> Json:
+    """Read the Application until ``settled``, telling each new stage on standard error. ``TimeoutError``."""
+    said = ""
+    async with asyncio.timeout(timeout):
+        with err.status("waiting") if err.is_terminal and not quiet else contextlib.nullcontext() as spinner:
+            while True:
+                obj = await read(cluster, ref)
+                attempt = cast("Json", status_of(obj).get("lastAttempt") or {})
+                told = " ".join(
+                    str(part)
+                    for part in (attempt.get("revision"), attempt.get("stage"), attempt.get("message"))
+                    if part
+                )
+                if told and told != said and not quiet:
+                    said = told
+                    if spinner is not None:
+                        spinner.update(told)
+                    else:
+                        err.print(told, markup=False)
+                if settled(obj):
+                    return obj
+                await asyncio.sleep(0.5)
+
+
+def conclude(obj: Json, output: Output) -> None:
+    """Print how it ended; exit 0 only for a healthy one."""
+    row = summary(obj)
+
+    def table() -> str:
+        head = (
+            f"{row['namespace']}/{row['name']}: {row['sync']}, {row['health']}, {row['revision'] or 'nothing deployed'}"
+        )
+        return f"{head}\n{row['message']}" if row["ready"] != "True" and row["message"] else head
+
+    emit(row, output, table)
+    if row["ready"] != "True":
+        raise typer.Exit(3 if condition(obj, "Ready").get("reason") == Held.reason else 1)
+
+
+def token() -> str:
+    """A value for ``requestedAt`` that no other request has: the time, and a few random digits."""
+    return f"{datetime.now(UTC).isoformat(timespec='microseconds')}-{secrets.token_hex(3)}"
+
+
+@app.command()
+def sync(
+    name: Annotated[str, typer.Argument(help="The Application.")],
+    namespace: NamespaceOption = "",
+    retry: Annotated[bool, typer.Option("--retry", help="Try a quarantined revision again.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow it until it serves or failed.")] = True,
+    timeout: TimeoutOption = 900,
+    output: OutputOption = Output.TABLE,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = "",
+) -> None:
+    """Look at git and the cluster now, instead of at the next poll or webhook."""
+
+    async def work() -> None:
+        ref, asked = reference(name, namespace), token()
+        annotations = {ANNOTATION_REQUESTED_AT: asked} | ({ANNOTATION_RETRY: asked} if retry else {})
+        async with connected(kubeconfig, context) as cluster:
+            obj = await read(cluster, ref)
+            if Application.parse(obj).spec.sync.suspend:
+                raise Invalid("it is suspended", doing="syncing", ref=ref, hint=f"'gitsync resume {name}' first")
+            obj = await cluster.patch(ref, {"metadata": {"annotations": annotations}})
+            if not wait:
+                emit(summary(obj), output, lambda: f"{ref.namespace}/{ref.name}: sync requested")
+                return
+            obj = await follow(
+                cluster,
+                ref,
+                lambda seen: (
+                    status_of(seen).get("lastHandledReconcileAt") == asked
+                    and condition(seen, "Reconciling").get("status") == "False"
+                ),
+                timeout=timeout,
+                quiet=output in (Output.JSON, Output.YAML),
+            )
+        conclude(obj, output)
+
+    run(work())
+
+
+@app.command()
+def wait(
+    name: Annotated[str, typer.Argument(help="The Application.")],
+    namespace: NamespaceOption = "",
+    revision: Annotated[str, typer.Option(help="Wait for this commit (a prefix is enough); default: any.")] = "",
+    timeout: TimeoutOption = 900,
+    output: OutputOption = Output.TABLE,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = "",
+) -> None:
+    """Wait until a revision serves. Ends with 1 at once if that revision was refused or restored."""
+
+    def matches(text: str) -> bool:
+        return bool(text) and text.rsplit(":", 1)[-1].startswith(revision.rsplit(":", 1)[-1])
+
+    def settled(obj: Json) -> bool:
+        status = status_of(obj)
+        if condition(obj, "Ready").get("observedGeneration") != obj["metadata"].get("generation"):
+            return False
+        if condition(obj, "Ready").get("status") == "True" and matches(status.get("revision", "")):
+            return True
+        attempt = cast("Json", status.get("lastAttempt") or {})
+        stalled = condition(obj, "Stalled").get("status") == "True"
+        return stalled and matches(attempt.get("revision", ""))
+
+    async def work() -> None:
+        async with connected(kubeconfig, context) as cluster:
+            ref = reference(name, namespace)
+            obj = await follow(cluster, ref, settled, timeout=timeout, quiet=output in (Output.JSON, Output.YAML))
+        conclude(obj, output)
+
+    run(work())
+
+
+def _switch(name: str, namespace: str, suspend: bool, output: Output, kubeconfig: Path | None, context: str) -> None:
+    async def work() -> None:
+        ref = reference(name, namespace)
+        async with connected(kubeconfig, context) as cluster:
+            await read(cluster, ref)
+            obj = await cluster.patch(ref, {"spec": {"sync": {"suspend": suspend}}})
+        emit(summary(obj), output, lambda: f"{ref.namespace}/{ref.name}: {'suspended' if suspend else 'resumed'}")
+
+    run(work())
+
+
+@app.command()
+def suspend(
+    name: Annotated[str, typer.Argument(help="The Application.")],
+    namespace: NamespaceOption = "",
+    output: OutputOption = Output.TABLE,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = "",
+) -> None:
+    """Stop following git for a while. What runs goes on running."""
+    _switch(name, namespace, True, output, kubeconfig, context)
+
+
+@app.command()
+def resume(
+    name: Annotated[str, typer.Argument(help="The Application.")],
+    namespace: NamespaceOption = "",
+    output: OutputOption = Output.TABLE,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = "",
+) -> None:
+    """Follow git again."""
+    _switch(name, namespace, False, output, kubeconfig, context)
+
+
+@app.command()
+def approve(
+    name: Annotated[str, typer.Argument(help="The Application.")],
+    revision: Annotated[
+        str, typer.Argument(help="The revision whose held step is approved; default: the latest.")
+    ] = "",
+    namespace: NamespaceOption = "",
+    output: OutputOption = Output.TABLE,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = "",
+) -> None:
+    """Approve what a revision waits for: deleting much, or following a rewritten history."""
+
+    async def work() -> None:
+        ref = reference(name, namespace)
+        async with connected(kubeconfig, context) as cluster:
+            obj = await read(cluster, ref)
+            held = str(cast("Json", status_of(obj).get("lastAttempt") or {}).get("revision", ""))
+            sha = (revision or held).rsplit(":", 1)[-1]
+            if not sha:
+                raise Invalid("nothing waits for approval", doing="approving", ref=ref)
+            annotations = {ANNOTATION_APPROVE: sha, ANNOTATION_REQUESTED_AT: token()}
+            obj = await cluster.patch(ref, {"metadata": {"annotations": annotations}})
+        emit(summary(obj), output, lambda: f"{ref.namespace}/{ref.name}: approved {sha[:12]}")
+
+    run(work())
