@@ -13,19 +13,42 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from . import binaries, configuration, packages
+from . import binaries, packages
 from .oci import Layer, Layout
 
-DEBIAN = (
-    "apt base-files base-passwd bash ca-certificates coreutils dash debianutils diffutils dpkg findutils grep gzip "
-    "hostname libc-bin login mawk mount ncurses-base openssl passwd perl-base sed tar tzdata util-linux"
-).split()
-PYTHON = "python3 python3-pip python3-venv python3-wheel".split()
+DEBIAN = [
+    "apt",
+    "base-files",
+    "base-passwd",
+    "bash",
+    "ca-certificates",
+    "coreutils",
+    "dash",
+    "debianutils",
+    "diffutils",
+    "dpkg",
+    "findutils",
+    "grep",
+    "gzip",
+    "hostname",
+    "libc-bin",
+    "login",
+    "mawk",
+    "mount",
+    "ncurses-base",
+    "openssl",
+    "passwd",
+    "perl-base",
+    "sed",
+    "tar",
+    "tzdata",
+    "util-linux",
+]
+PYTHON = ["python3", "python3-pip", "python3-venv", "python3-wheel"]
 
 NAMES = {
     "debian": ["debian:bookworm-slim", "debian:stable-slim", "debian:12-slim", "debian:latest"],

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,8 @@ class Set:
     """Binary name → package path (``.`` is the module itself)."""
     version_symbols: tuple[str, ...] = ()
     """Packages whose gitVersion, gitMajor, gitMinor and gitTreeState are set, so that `version` tells the truth."""
-    tags: str = ""
+    version_variable: str = ""
+    """A single variable that holds the version, for a module that does it so."""
 
     @property
     def directory(self) -> Path:
@@ -58,12 +59,14 @@ class Set:
         for package in self.version_symbols:
             values = {"gitVersion": self.version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
             flags += [f"-X {package}.{name}={value}" for name, value in values.items()]
+        if self.version_variable:
+            flags.append(f"-X {self.version_variable}={self.version}")
         return " ".join(flags)
 
     @property
     def place(self) -> Path:
         """The set's folder in the cache. Its name changes with anything that is compiled in."""
-        digest = hashlib.sha256(f"{self.linker_flags} {self.tags} {sorted(self.packages.items())}".encode())
+        digest = hashlib.sha256(f"{self.linker_flags} {sorted(self.packages.items())}".encode())
         for path in sorted(self.directory.glob("go.*")) + sorted(self.directory.glob("*.go")):
             digest.update(path.read_bytes())
         return cache_directory() / self.name / f"{self.version}-{digest.hexdigest()[:8]}"
@@ -87,6 +90,16 @@ KUBERNETES = Set(
 )
 ETCD = Set(name="etcd", module="go.etcd.io/etcd/server/v3", packages={"etcd": "go.etcd.io/etcd/server/v3"})
 COREDNS = Set(name="coredns", module="github.com/coredns/coredns", packages={"coredns": "."})
+BUILDKIT = Set(
+    name="buildkit",
+    module="github.com/moby/buildkit",
+    packages={
+        "buildkitd": "github.com/moby/buildkit/cmd/buildkitd",
+        "buildctl": "github.com/moby/buildkit/cmd/buildctl",
+        "rootlesskit": "github.com/rootless-containers/rootlesskit/v2/cmd/rootlesskit",
+    },
+    version_variable="github.com/moby/buildkit/version.Version",
+)
 NODE_SETS = (KUBERNETES, ETCD, COREDNS)
 
 
@@ -128,7 +141,7 @@ def compile_once(what: Set) -> None:
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
+def locked(place: Path) -> Generator[None]:
     """Hold the lock of one place in the cache; whoever waits for it finds the place filled."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with (place.parent / f".{place.name}.lock").open("w") as lock:
@@ -152,7 +165,7 @@ def _compile(what: Set) -> None:
     environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false"}
     for number, (name, package) in enumerate(what.packages.items(), 1):
         _say(f"  {number}/{len(what.packages)} {name}")
-        command = [go, "build", "-tags", what.tags, "-ldflags", what.linker_flags, "-o", str(half / name), package]
+        command = [go, "build", "-ldflags", what.linker_flags, "-o", str(half / name), package]
         if shutil.which("nice"):
             command = ["nice", "-n", "5", *command]
         done = subprocess.run(command, cwd=what.directory, env=environment, capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """The texts that the parts of the cluster are configured with. Pure: no I/O here but reading constants."""
 
+import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,8 +209,14 @@ def htpasswd() -> str:
     return f"{REGISTRY_USER}:{_REGISTRY_HTPASSWD}\n"
 
 
+def docker_config(registries: list[str], login: tuple[str, str]) -> str:
+    """A ``.dockerconfigjson`` (or containers-auth.json) with one login for all the given registries."""
+    encoded = base64.b64encode(":".join(login).encode()).decode()
+    return json.dumps({"auths": {each: {"auth": encoded} for each in registries}})
+
+
 def registries_conf() -> str:
-    """For buildah, podman and skopeo: Docker Hub's names come from our registry."""
+    """For buildah and podman: Docker Hub's names come from our registry."""
     own = f"{NODE_IP}:{REGISTRY_PORT}"
     insecure = "".join(
         f'[[registry]]\nlocation = "{name}:{REGISTRY_PORT}"\ninsecure = true\n'

@@ -87,9 +87,7 @@ def make_world(work: Path, node_ip: str) -> None:
     upper, scratch = work / "var-lib", work / "var-lib.work"
     for directory in (upper, scratch):
         directory.mkdir()
-    call(
-        "mount", "-t", "overlay", "-o", f"lowerdir=/var/lib,upperdir={upper},workdir={scratch}", "overlay", "/var/lib"
-    )
+    call("mount", "-t", "overlay", "-o", f"lowerdir=/var/lib,upperdir={upper},workdir={scratch}", "overlay", "/var/lib")
     for path in ("/etc/hosts", "/etc/resolv.conf"):
         call("mount", "--bind", str(work / Path(path).name), path)
     Path("/run/netns").mkdir()
@@ -189,14 +187,22 @@ class Supervisor:
                     component.due = time.monotonic() + RESTART_PAUSE
 
 
+def _exit(*_: object) -> None:
+    os._exit(0)
+
+
+def _wake(*_: object) -> None:
+    """A handler must stand for the wake-up descriptor to be written to."""
+
+
 def run(work: Path, node_ip: str, owner: int | None) -> None:
     """``owner``: descriptor of a pipe whose other end the owner holds; its end is ours too."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, _exit)
     make_world(work, node_ip)
     supervisor = Supervisor(work)
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _wake)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.bind(str(work / "control.sock.new"))
     server.listen(8)

@@ -82,7 +82,15 @@ class Layer:
                 self.file(f"var/lib/dpkg/info/{known_as}.{member}", content, mode=0o755)
 
     def _add(
-        self, path: str, kind: bytes, content: bytes | Path, *, mode: int, owner: int = 0, group: int = -1, target: str = ""
+        self,
+        path: str,
+        kind: bytes,
+        content: bytes | Path,
+        *,
+        mode: int,
+        owner: int = 0,
+        group: int = -1,
+        target: str = "",
     ) -> None:
         path = path.strip("/")
         info = tarfile.TarInfo(path)
@@ -145,11 +153,13 @@ class Layout:
     def layer(self, layer: Layer) -> dict[str, Any]:
         """Store a layer; returns what ``image`` wants."""
         partial = self.directory / "blobs/partial"
-        with partial.open("wb") as raw:
-            # The file name is left out of the gzip header, and the time is zero: same tree, same digest.
-            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed:
-                plain = _Hashing(packed)
-                layer.write(cast(IO[bytes], plain))
+        # The file name is left out of the gzip header, and the time is zero: same tree, same digest.
+        with (
+            partial.open("wb") as raw,
+            gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as packed,
+        ):
+            plain = _Hashing(packed)
+            layer.write(cast(IO[bytes], plain))
         descriptor = self._adopt(partial, "application/vnd.oci.image.layer.v1.tar+gzip")
         return {"descriptor": descriptor, "diff": f"sha256:{plain.digest.hexdigest()}"}
 
@@ -163,13 +173,14 @@ class Layout:
             "rootfs": {"type": "layers", "diff_ids": [each["diff"] for each in layers]},
             "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "tests/cluster"} for _ in layers],
         }
+        media_type = "application/vnd.oci.image.manifest.v1+json"
         manifest = {
             "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "mediaType": media_type,
             "config": self._blob(body, "application/vnd.oci.image.config.v1+json"),
             "layers": [each["descriptor"] for each in layers],
         }
-        descriptor = self._blob(manifest, manifest["mediaType"])
+        descriptor = self._blob(manifest, media_type)
         self._manifests.append(descriptor | {"annotations": {"org.opencontainers.image.ref.name": name}})
         index = {"schemaVersion": 2, "manifests": self._manifests}
         (self.directory / "index.json").write_text(json.dumps(index))

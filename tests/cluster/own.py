@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -17,11 +18,10 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,7 +112,7 @@ class OwnCluster:
             self._start(name, argv)
         objects = {"apiVersion": "v1", "kind": "List", "items": configuration.dns_objects()}
         self._wait("the namespace kube-system", 30, "kube-apiserver", lambda: bool(self.api_get(_KUBE_SYSTEM)))
-        self.kubectl("apply", "-f", "-", input=json.dumps(objects))
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(objects))
         self._wait("the node", 90, "kubelet", self._node_ready)
         mark("node")
         self._wait("the default service account", 60, "kube-controller-manager", self._account_exists)
@@ -154,6 +154,13 @@ class OwnCluster:
     def running(self) -> bool:
         return bool(self._holders())
 
+    @property
+    def kept(self) -> bool:
+        """It runs, and outlives whoever started it."""
+        with contextlib.suppress(OSError, ValueError):
+            return self.running and bool(json.loads((self.work_dir / "state.json").read_text())["keep"])
+        return False
+
     # Inside
 
     def run_in(
@@ -161,14 +168,14 @@ class OwnCluster:
         argv: Sequence[str],
         *,
         check: bool = True,
-        input: str | None = None,
+        stdin: str | None = None,
         timeout: float = 120,
         env: dict[str, str] | None = None,
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in the cluster's network namespace (files are the machine's); raises ClusterError."""
         done = subprocess.run(
-            self._inside(argv), input=input, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd
+            self._inside(argv), input=stdin, capture_output=True, text=True, timeout=timeout, env=env, cwd=cwd
         )
         if check and done.returncode:
             raise ClusterError(f"{argv[0]} in the cluster exited with {done.returncode}: {done.stderr[-4000:]}")
@@ -185,14 +192,15 @@ class OwnCluster:
         """
         if self._home is not None:
             return
-        if threading.active_count() > 1:
-            raise ClusterError("enter() must be called before this process starts threads: they would stay outside")
         self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         inside = os.open(f"/proc/{self._first_process()}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             _setns(inside)
         finally:
             os.close(inside)
+        if {os.readlink(path) for path in glob.glob("/proc/self/task/*/ns/net")} != {self._spaces.net}:
+            self.leave()
+            raise ClusterError("enter() must be called before this process starts threads: they would stay outside")
 
     def leave(self) -> None:
         """Undo ``enter``."""
@@ -202,17 +210,20 @@ class OwnCluster:
         os.close(self._home)
         self._home = None
 
-    def kubectl(self, *arguments: str, input: str | None = None, check: bool = True, timeout: float = 120) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 120) -> str:
         """Standard output of the compiled kubectl, as the cluster's administrator."""
         argv = [str(self.binary("kubectl")), f"--kubeconfig={self.kubeconfig}", *arguments]
-        return self.run_in(argv, input=input, check=check, timeout=timeout).stdout
+        return self.run_in(argv, stdin=stdin, check=check, timeout=timeout).stdout
 
     def binary(self, name: str) -> Path:
         """The path of one of the compiled programs (``kubectl``, ``etcd``, …)."""
         return self._binaries[name]
 
     def container_environment(self) -> dict[str, str]:
-        """Environment for buildah, podman and skopeo inside: the mirror of Docker Hub's names, and our login."""
+        """Environment for buildah and podman inside: Docker Hub's names come from our registry, and our login.
+
+        skopeo reads the login alone; give it the registry's own name.
+        """
         return {
             "CONTAINERS_REGISTRIES_CONF": str(self.work_dir / "registries.conf"),
             "REGISTRY_AUTH_FILE": str(self.work_dir / "auth.json"),
@@ -231,9 +242,8 @@ class OwnCluster:
         ``dryRun`` in their requestURI). Blocking log: a reply that was seen is in it."""
         events: list[configuration.Json] = []
         for path in sorted(self.work_dir.glob("audit*.log"), key=lambda each: each.stat().st_mtime):
-            for line in path.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):
-                    events.append(json.loads(line))
+            lines = path.read_text().splitlines(keepends=True)
+            events += [json.loads(line) for line in lines if line.endswith("\n")]
         return events
 
     def restart_apiserver(self, *, how: signal.Signals = signal.SIGKILL, wait: bool = True) -> None:
@@ -322,7 +332,7 @@ class OwnCluster:
             path.write_text(pki.kubeconfig(work / "pki", identity.name))
         login = base64.b64encode(":".join(self.registry_auth).encode()).decode()
         names = ["127.0.0.1", self.node_ip, *configuration.NAMES]
-        auths = {f"{name}:{configuration.REGISTRY_PORT}": {"auth": login} for name in names}
+        registries = [f"{name}:{configuration.REGISTRY_PORT}" for name in names]
         texts = {
             "audit-policy.json": configuration.audit_policy(),
             "kubelet.json": configuration.kubelet(work),
@@ -330,7 +340,7 @@ class OwnCluster:
             "cni/10-pods.conflist": configuration.cni(),
             "registry.yml": configuration.registry(work),
             "htpasswd": configuration.htpasswd(),
-            "auth.json": json.dumps({"auths": auths}),
+            "auth.json": configuration.docker_config(registries, self.registry_auth),
             "registries.conf": configuration.registries_conf(),
             "hosts": configuration.etc_hosts(),
             "resolv.conf": f"nameserver {configuration.NODE_IP}\n",
@@ -344,6 +354,7 @@ class OwnCluster:
 
     def _write_state(self) -> None:
         state = {
+            "keep": self.keep,
             "cgroups": [str(each) for each in self._cgroups],
             "binaries": {name: str(path) for name, path in self._binaries.items()},
             **dataclasses.asdict(self._before),
@@ -421,7 +432,7 @@ class OwnCluster:
         return [packages.program("nsenter"), f"--net=/proc/{self._first_process()}/ns/net", *argv]
 
     @contextlib.contextmanager
-    def _visit(self) -> Iterator[None]:
+    def _visit(self) -> Generator[None]:
         """The calling thread alone, for one request."""
         if self._home is not None:
             yield
