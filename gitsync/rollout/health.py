@@ -706,7 +706,7 @@ def _container_evidence(pod: Json, status: Json, ours: Collection[tuple[str, str
         case "" | "ContainerCreating" | "PodInitializing":
             pass
         case _:  # ImagePullBackOff, ErrImagePull, RegistryUnavailable, ImageInspectError, ErrImageNeverPull, …
-            return [_blamed(Blame.LUCK, message)] if _stuck(status) else []
+            return [_blamed(Blame.LUCK, message, restarts=restarts)]
     # Between two starts: it has ended, and the kubelet has not yet called it a loop.
     for state in ("state", "lastState"):
         terminated = _map(status, f"{state}.terminated")

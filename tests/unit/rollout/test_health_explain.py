@@ -52,6 +52,14 @@ CASES: list[tuple[str, Json, Blame, bool, str]] = [
      "{exitCode: 9}}, state: {waiting: {reason: CrashLoopBackOff}}}]}"), Blame.COMMIT, True, "container db: CrashLoopBackOff, exit code 9"),
     ("init container is done, image is not", pod("{phase: Pending, initContainerStatuses: [{name: db, state: {terminated: {exitCode: 0}}}]"
      ", containerStatuses: [{name: web, state: {waiting: {reason: ImagePullBackOff}}}]}"), Blame.LUCK, False, "ImagePullBackOff"),
+    ("restarted sidecar ended well", pod("{phase: Pending, initContainerStatuses: [{name: db, restartCount: 1, lastState: {terminated: "
+     "{exitCode: 0}}, state: {running: {}}}]}", "{initContainers: [{name: db}], containers: [{name: web}]}"), Blame.LUCK, False, "container db"),
+    ("restarted init container failed", pod("{phase: Pending, initContainerStatuses: [{name: db, restartCount: 1, lastState: {terminated: "
+     "{exitCode: 4}}, state: {running: {}}}]}", "{initContainers: [{name: db}], containers: [{name: web}]}"), Blame.COMMIT, False, "exit code 4"),
+    ("restarted server ended well", pod("{phase: Running, containerStatuses: [{name: web, restartCount: 1, lastState: {terminated: "
+     "{exitCode: 0}}, state: {running: {}}}]}", "{initContainers: [{name: db}], containers: [{name: web}]}"), Blame.COMMIT, False, "exit code 0"),
+    ("its node was lost while it ran", pod("{phase: Running, containerStatuses: [{name: web, restartCount: 1, lastState: {terminated: "
+     "{exitCode: 137, reason: ContainerStatusUnknown}}, state: {running: {}}}]}"), Blame.LUCK, False, "ContainerStatusUnknown"),
     ("start refused", pod(waits("RunContainerError", "exec: nope: not found")), Blame.COMMIT, True, "nope"),
     ("create refused", pod(waits("CreateContainerError", "no command specified")), Blame.COMMIT, True, "no command"),
     ("runtime is busy", pod(waits("CreateContainerError", "context deadline exceeded")), Blame.LUCK, False, "deadline"),
@@ -78,6 +86,9 @@ CASES: list[tuple[str, Json, Blame, bool, str]] = [
      "container db: not ready"),
     ("readiness gate", pod("{phase: Running, containerStatuses: [{name: web, ready: true, state: {running: {}}}]}",
      "{containers: [{name: web}], readinessGates: [{conditionType: lb.example/ready}]}"), Blame.LUCK, False, "lb.example/ready"),
+    ("one of two readiness gates", pod("{phase: Running, conditions: [{type: a, status: 'True'}], containerStatuses: [{name: web, ready: "
+     "true, state: {running: {}}}]}", "{containers: [{name: web}], readinessGates: [{conditionType: a}, {conditionType: b}]}"), Blame.LUCK,
+     False, "gate b"),
     ("image pull back-off", pod(waits("ImagePullBackOff", "Back-off")), Blame.LUCK, False, "ImagePullBackOff"),
     ("image pull", pod(waits("ErrImagePull", "not found")), Blame.LUCK, False, "not found"),
     ("image may not be pulled", pod(waits("ErrImageNeverPull")), Blame.LUCK, False, "ErrImageNeverPull"),

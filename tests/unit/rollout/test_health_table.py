@@ -181,6 +181,9 @@ TABLE: list[tuple[str, str, str, str]] = [
      "lastState: {terminated: {exitCode: 1, reason: Error, message: 'no such module'}}") + "}}", D,
      "container web: CrashLoopBackOff, exit code 1, 4 restarts, last words: no such module"),
     (POD, f"{{status: {{phase: Pending, {waiting('RunContainerError', 'exec: not found')}}}}}", D, "exec: not found"),
+    (POD, "{status: {phase: Pending, containerStatuses: [{name: fine, state: {running: {}}}, {name: web, state: {waiting: {reason: "
+     "ErrImagePull, message: gone}}}, {name: also, state: {waiting: {reason: RunContainerError}}}]}}", D,
+     "container web: ErrImagePull: gone; container also: RunContainerError"),
     (POD, "{metadata: {deletionTimestamp: '2024-01-01T00:00:00Z'}, status: {phase: Running}}", P, "terminating"),
     (POD, "{status: {phase: 7}}", U, "status.phase is an integer"),
     (POD, "{status: {phase: Running, containerStatuses: none}}", U, "containerStatuses is a string"),
@@ -409,6 +412,7 @@ def test_aggregate_takes_the_worst_and_names_it() -> None:
     assert aggregate([]) == Health(status=HealthStatus.HEALTHY)
     assert aggregate([one(HealthStatus.HEALTHY)]).message == ""
     both = aggregate([one(HealthStatus.DEGRADED, "a"), one(HealthStatus.HEALTHY), one(HealthStatus.DEGRADED, "b")])
+    assert aggregate([Health(status=HealthStatus.UNKNOWN, message="why")]).message == "why"
     assert both.message == "Pod/a: why (and 1 more Degraded)"
 
 
