@@ -93,8 +93,13 @@ def make_world(work: Path, node_ip: str) -> None:
     Path("/run/netns").mkdir()
     call("ip", "link", "set", "lo", "up")
     call("ip", "address", "add", f"{node_ip}/32", "dev", "lo")
-    # A ClusterIP is rewritten after routing, so there must be a route; lo leads nowhere.
-    call("ip", "route", "add", "default", "dev", "lo", "src", node_ip)
+    # A ClusterIP is rewritten after routing, so there must be a route. It leads into a pair of links whose other end
+    # has no address and is here too. (A route by lo would do, but a Service without endpoints then times out instead
+    # of refusing: the kernel rejects nothing on its way through lo.)
+    call("ip", "link", "add", "nowhere", "type", "veth", "peer", "name", "nowhere-end")
+    for link in ("nowhere", "nowhere-end"):
+        call("ip", "link", "set", link, "up")
+    call("ip", "route", "add", "default", "dev", "nowhere", "src", node_ip)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
 

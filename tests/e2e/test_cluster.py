@@ -147,10 +147,12 @@ def test_the_registry_asks_for_a_login_and_has_the_base_images(cluster: Cluster)
 
 
 def test_no_way_leads_out(cluster: Cluster) -> None:
-    links = json.loads(cluster.run_in(["ip", "-json", "link"]).stdout)
-    assert {re.sub(r"^veth.*", "veth", link["ifname"]) for link in links} <= {"lo", "veth"}
+    shown = json.loads(cluster.run_in(["ip", "-json", "-details", "link"]).stdout)
+    elsewhere = [link["ifname"] for link in shown if "link_netnsid" in link]
+    assert all(re.match(r"veth", name) for name in elsewhere), "only a pod's link may have its other end elsewhere"
+    assert {link["ifname"] for link in shown} - set(elsewhere) == {"lo", "nowhere", "nowhere-end"}
     routes = json.loads(cluster.run_in(["ip", "-json", "route", "show", "default"]).stdout)
-    assert [route["dev"] for route in routes] == ["lo"]
+    assert [route["dev"] for route in routes] == ["nowhere"]
 
 
 def test_the_api_server_comes_back(cluster: Cluster) -> None:
