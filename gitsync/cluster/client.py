@@ -8,11 +8,12 @@ answer's status is read, and a list is whole or an error (``answers`` says which
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +57,7 @@ PAGE_LIMIT = 512 << 20
 ERROR_LIMIT = 256 << 10
 
 _STRICT = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 _TOKEN_AGE = 60.0  # seconds after which a token file is read again; bound tokens rotate within the hour
 
 
@@ -289,6 +291,7 @@ class Cluster:
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        metadata_only: bool = False,
         impersonate: str = "",
     ) -> Listing:
         """Every object of a kind that matches, at one resource version; never a part of them.
@@ -303,6 +306,7 @@ class Cluster:
             label_selector=label_selector,
             field_selector=field_selector,
             limit=limit,
+            metadata_only=metadata_only,
             impersonate=impersonate,
         ):
             if page is None:
@@ -311,7 +315,7 @@ class Cluster:
             version = page.metadata.resource_version
             for raw in page.items or ():
                 item = cast(Json, orjson.loads(memoryview(raw)))
-                items.append({"apiVersion": resource.api_version, "kind": resource.kind} | item)
+                items.append(item | {"apiVersion": resource.api_version, "kind": resource.kind})
         return Listing(items=tuple(items), resource_version=version)
 
     async def pages(
@@ -322,6 +326,7 @@ class Cluster:
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        metadata_only: bool = False,
         impersonate: str = "",
     ) -> AsyncIterator[Page | None]:
         """The pages of one list. ``None`` says: forget what came before, the list starts again (its token expired)."""
@@ -342,6 +347,7 @@ class Cluster:
                     retry=True,
                     impersonate=impersonate,
                     bound=PAGE_LIMIT,
+                    accept=_METADATA_ONLY if metadata_only else "",
                 )
             except Expired:
                 if not token:
@@ -366,38 +372,47 @@ class Cluster:
         window: float = 40.0,
         grace: float = 10.0,
         impersonate: str = "",
-    ) -> AsyncIterator[WatchEvent]:
+        on_open: Callable[[], None] = lambda: None,
+    ) -> AsyncGenerator[WatchEvent, None]:
         """Events after ``resource_version``, bookmarks among them, until the server ends the watch after ``window`` s.
 
-        One connection, no retry: the caller resumes from the last version it saw. A server that is silent ``grace``
-        seconds past the window raises ``Transient``; a version that is too old raises ``Expired``. A line cut short by
-        the end of the connection is dropped. Close the iterator (``aclosing``) to end the watch early.
+        One connection, no retry: the caller resumes from the last version it saw. ``on_open`` is called when the server
+        has accepted the watch. ``Transient`` if it does not answer in ``grace`` s, is not done ``grace`` s past the
+        window, or breaks off; ``Expired`` if the version is too old. A line cut short by the end of the connection is
+        dropped. Close the iterator (``aclosing``) to end the watch early.
         """
         query = _query(labelSelector=label_selector, fieldSelector=field_selector, resourceVersion=resource_version)
         query |= {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(max(1, round(window)))}
         doing = f"watching {resource.plural}" + (f" in {namespace}" if namespace else "")
         url = self._url(resource.path(namespace), query)
+        ends = time.monotonic() + window + grace
         try:
-            async with asyncio.timeout(window + grace):
-                async with asyncio.timeout(grace) as connecting:
-                    headers = await self._headers(impersonate)
-                    response = await self._http().get(url, headers=headers, allow_redirects=False, **self._extra())
-                    connecting.reschedule(None)
-                async with response:
-                    if response.status != 200:
+            async with asyncio.timeout(grace):
+                headers = await self._headers(impersonate)
+                response = await self._http().get(url, headers=headers, allow_redirects=False, **self._extra())
+            async with response:
+                if response.status == 401:
+                    self._token_read = float("-inf")
+                if response.status != 200:
+                    async with asyncio.timeout(grace):
                         body = await _read(response, ERROR_LIMIT)
-                        raise _failure(response, body, doing=doing, ref=None, sent=None)
-                    if response.content_type != "application/json":
-                        raise Transient(f"the answer is {response.content_type}, not JSON", doing=doing)
-                    rest = b""
-                    async for chunk in response.content.iter_any():
-                        lines = (rest + chunk if rest else chunk).split(b"\n")
-                        rest = lines.pop()
-                        if len(rest) > OBJECT_LIMIT:
-                            raise Transient(f"an event is larger than {OBJECT_LIMIT} bytes", doing=doing)
-                        for line in lines:
-                            if line:
-                                yield read_event(line, doing)
+                    raise _failure(response, body, doing=doing, ref=None, sent=None)
+                if response.content_type != "application/json":
+                    raise Transient(f"the answer is {response.content_type}, not JSON", doing=doing)
+                on_open()
+                rest = b""
+                while True:
+                    async with asyncio.timeout(ends - time.monotonic()):  # never around a yield: it cancels the task
+                        chunk = await response.content.readany()
+                    if not chunk:
+                        return
+                    lines = (rest + chunk if rest else chunk).split(b"\n")
+                    rest = lines.pop()
+                    if len(rest) > OBJECT_LIMIT:
+                        raise Transient(f"an event is larger than {OBJECT_LIMIT} bytes", doing=doing)
+                    for line in lines:
+                        if line:
+                            yield read_event(line, doing)
         except TimeoutError as error:
             raise Transient("the server fell silent", doing=doing, reason="Silent") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -468,21 +483,31 @@ class Cluster:
             object=reply,
         )
 
-    async def create(self, obj: Json, *, impersonate: str = "", deadline: float = DEADLINE) -> Json:
+    async def create(
+        self, obj: Json, *, impersonate: str = "", deadline: float = DEADLINE, guarded: bool = True
+    ) -> Json:
         """POST. ``Conflict`` with reason AlreadyExists. Not retried when its outcome is unknown."""
-        ref = ObjectRef.of(obj)
-        answer = await self._object_call(
-            "POST", ref, query=_STRICT, sent=obj, doing="creating", impersonate=impersonate, deadline=deadline
-        )
-        return read_object(answer.body, "creating", ref)
+        return await self._put("POST", obj, "creating", impersonate, deadline, guarded)
 
-    async def update(self, obj: Json, *, impersonate: str = "", deadline: float = DEADLINE) -> Json:
+    async def update(
+        self, obj: Json, *, impersonate: str = "", deadline: float = DEADLINE, guarded: bool = True
+    ) -> Json:
         """PUT, guarded by ``metadata.resourceVersion``: ``Conflict`` if somebody wrote since. Not retried."""
+        return await self._put("PUT", obj, "updating", impersonate, deadline, guarded)
+
+    async def _put(self, method: str, obj: Json, doing: str, impersonate: str, deadline: float, guarded: bool) -> Json:
         ref = ObjectRef.of(obj)
         answer = await self._object_call(
-            "PUT", ref, query=_STRICT, sent=obj, doing="updating", impersonate=impersonate, deadline=deadline
+            method,
+            ref,
+            query=_STRICT,
+            sent=obj,
+            doing=doing,
+            impersonate=impersonate,
+            deadline=deadline,
+            guarded=guarded,
         )
-        return read_object(answer.body, "updating", ref)
+        return read_object(answer.body, doing, ref)
 
     async def patch(
         self, ref: ObjectRef, patch: Json | JsonPatch, *, impersonate: str = "", deadline: float = DEADLINE
@@ -617,6 +642,7 @@ class Cluster:
         impersonate: str = "",
         deadline: float = DEADLINE,
         bound: int = OBJECT_LIMIT,
+        accept: str = "",
         retry: bool = False,
         absent_ok: bool = False,
         guarded: bool = True,
@@ -632,11 +658,13 @@ class Cluster:
                 self.guard()
             left = ends - time.monotonic()
             headers = {"Content-Type": content_type} if body is not None else {}
+            if accept:
+                headers["Accept"] = accept
             try:
                 async with asyncio.timeout(max(0.001, min(left, ATTEMPT))):
                     headers |= await self._headers(impersonate)
                     async with self._http().request(
-                        method, url, data=body, headers=headers, allow_redirects=False, **self._extra()
+                        method, url, data=_payload(body), headers=headers, allow_redirects=False, **self._extra()
                     ) as response:
                         good = 200 <= response.status < 300
                         answer = _Answer(response.status, await _read(response, bound if good else ERROR_LIMIT))
@@ -708,6 +736,11 @@ def _query(**values: str) -> dict[str, str]:
 
 def _brief(error: BaseException) -> str:
     return str(error)[:300] or type(error).__name__
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """What aiohttp wants: large bodies as a stream, which it sends in parts."""
+    return io.BytesIO(body) if body is not None and len(body) > 1 << 20 else body
 
 
 async def _read(response: aiohttp.ClientResponse, bound: int) -> bytes:
