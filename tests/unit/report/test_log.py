@@ -30,7 +30,7 @@ def lines(stream: io.StringIO) -> list[dict[str, object]]:
 
 def configured(**options: object) -> io.StringIO:
     stream = io.StringIO()
-    log.configure(redactor=Redactor(["hunter2-hunter2"]), stream=stream, **options)  # type: ignore[arg-type]
+    log.configure(redactor=Redactor(["hunter2-hunter2"]), stream=stream, **options)  # pyright: ignore[reportArgumentType]  # tests name real options
     return stream
 
 
