@@ -2,7 +2,7 @@
 
 Owns the recipes and their cache. Runs outside the cluster's network (apt downloads there), once per recipe; what is
 in the cache stays as it is until the recipe changes or the cache is deleted, and has the same digests every time.
-No image has a package source configured: an image that installs packages is built outside, see ``build``.
+No image has a package source configured: an image that installs packages is built outside, see ``builds``.
 """
 
 import json
@@ -48,6 +48,7 @@ DEBIAN = [
     "tzdata",
     "util-linux",
 ]
+BUILDKIT = ["git", "runc", "uidmap"]
 PYTHON = ["python3", "python3-pip", "python3-venv", "python3-wheel"]
 
 NAMES = {
@@ -56,9 +57,12 @@ NAMES = {
     "python": ["python:slim", "python:latest", "python:3-slim", "python:3.11-slim", "python:3.11-slim-bookworm"],
     "busybox": ["busybox:latest", "busybox:1", "busybox:stable", "busybox:musl", "busybox:glibc"],
     "pause": ["pause:latest"],
+    "buildkit": ["moby/buildkit:latest", "moby/buildkit:{buildkit}"],
+    "buildkit-rootless": ["moby/buildkit:rootless", "moby/buildkit:{buildkit}-rootless"],
 }
-"""Recipe → names below docker.io/library."""
+"""Recipe → names on Docker Hub; without a slash they are below ``library``."""
 
+_CAP_SETGID, _CAP_SETUID = 6, 7
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -68,8 +72,9 @@ class ImageError(RuntimeError):
 
 def assemble() -> Path:
     """The OCI layout with every base image; takes a minute the first time, nothing afterwards."""
+    binaries.find(binaries.BUILDKIT)
     recipe = Path(__file__).read_bytes() + Path(Path(__file__).parent / "oci.py").read_bytes()
-    key = sha256(recipe + _node_version().encode()).hexdigest()[:12]
+    key = sha256(recipe + f"{_node_version()} {binaries.BUILDKIT.place.name}".encode()).hexdigest()[:12]
     place = binaries.cache_directory() / "images" / key
     with binaries.locked(place):
         if not (place / "index.json").exists():
@@ -101,11 +106,29 @@ def _assemble(layout: Layout) -> None:
     _name(layout, "node", [base, layout.layer(_node(debian))], {"Cmd": ["node"], "Env": [_PATH]})
     python = {"Cmd": ["python3"], "Env": [_PATH, "LANG=C.UTF-8"]}
     _name(layout, "python", [base, layout.layer(_python(debian))], python)
+    buildkit = [base, layout.layer(_buildkit(debian))]
+    _name(layout, "buildkit", buildkit, {"Entrypoint": ["buildkitd"], "Env": [_PATH]})
+    rootless: dict[str, Any] = {
+        "Entrypoint": ["rootlesskit", "buildkitd"],
+        "User": "1000:1000",
+        "Env": [
+            _PATH,
+            "HOME=/home/user",
+            "USER=user",
+            "XDG_RUNTIME_DIR=/run/user/1000",
+            "TMPDIR=/home/user/.local/tmp",
+            "BUILDKIT_HOST=unix:///run/user/1000/buildkit/buildkitd.sock",
+        ],
+        "Volumes": {"/home/user/.local/share/buildkit": {}},
+    }
+    _name(layout, "buildkit-rootless", buildkit, rootless)
 
 
 def _name(layout: Layout, recipe: str, layers: Sequence[dict[str, Any]], config: dict[str, Any]) -> None:
+    versions = {"node": _node_version().split(".")[0], "buildkit": binaries.BUILDKIT.version}
     for name in NAMES[recipe]:
-        layout.image("library/" + name.format(node=_node_version().split(".")[0]), layers, config)
+        named = name.format(**versions)
+        layout.image(named if "/" in named else f"library/{named}", layers, config)
 
 
 def names(layout: Path) -> list[str]:
@@ -231,15 +254,39 @@ def _libraries(program: Path) -> list[Path]:
 
 def _python(debian: Layer) -> Layer:
     layer = Layer()
-    for deb in _download(PYTHON):
-        if deb.name.split("_")[0] not in debian.status:
-            layer.package(deb)
+    _add_packages(layer, PYTHON, debian)
     for path in [path for path in layer.entries if path.endswith("/EXTERNALLY-MANAGED")]:
         del layer.entries[path]  # python's own image lets pip install where it likes
     for name, target in {"python": "python3", "python3": "python3", "pip": "pip3", "pip3": "pip3"}.items():
         layer.link(f"usr/local/bin/{name}", f"/usr/bin/{target}")
-    _record(layer, debian.status)
     return layer
+
+
+def _buildkit(debian: Layer) -> Layer:
+    """As the project's own image has it: the daemon, and what lets an ordinary user run it."""
+    layer = Layer()
+    _add_packages(layer, BUILDKIT, debian)
+    # Set-user-ID root, Debian's build of these wants CAP_SYS_ADMIN too; with a capability of the file it does not.
+    layer.capability("usr/bin/newuidmap", _CAP_SETUID)
+    layer.capability("usr/bin/newgidmap", _CAP_SETGID)
+    for name, path in binaries.find(binaries.BUILDKIT).items():
+        layer.file(f"usr/bin/{name}", path, mode=0o755)
+    layer.file("etc/passwd", _content(debian, "etc/passwd") + b"user:x:1000:1000::/home/user:/bin/sh\n")
+    layer.file("etc/group", _content(debian, "etc/group") + b"user:x:1000:\n")
+    for path in ("etc/subuid", "etc/subgid"):
+        layer.file(path, "user:100000:65536\n")
+    home = ["home/user", "home/user/.local", "home/user/.local/share", "home/user/.local/share/buildkit"]
+    for path in [*home, "home/user/.local/tmp", "home/user/.config", "run/user/1000"]:
+        layer.directory(path, owner=1000, mode=0o700)
+    layer.directory("run/user")
+    return layer
+
+
+def _add_packages(layer: Layer, wanted: Iterable[str], debian: Layer) -> None:
+    for deb in _download(wanted):
+        if deb.name.split("_")[0] not in debian.status:
+            layer.package(deb)
+    _record(layer, debian.status)
 
 
 def _download(wanted: Iterable[str]) -> list[Path]:

@@ -36,6 +36,7 @@ class Cluster(Protocol):
     def registry_host(self) -> str: ...
     @property
     def registry_auth(self) -> tuple[str, str]: ...
+    def outside(self, argv: Sequence[str]) -> list[str]: ...
     def enter(self) -> None: ...
     def leave(self) -> None: ...
     def run_in(
@@ -120,6 +121,9 @@ class GivenCluster:
     def registry_auth(self) -> tuple[str, str]:
         user, _, password = self._given("GITSYNC_E2E_REGISTRY_LOGIN", "that registry's login").partition(":")
         return user, password
+
+    def outside(self, argv: Sequence[str]) -> list[str]:
+        return list(argv)
 
     def enter(self) -> None:
         """The tests reach this cluster from where they are."""

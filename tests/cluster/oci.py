@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
@@ -80,6 +81,13 @@ class Layer:
         for member, content in control.items():
             if member not in ("control", "."):
                 self.file(f"var/lib/dpkg/info/{known_as}.{member}", content, mode=0o755)
+
+    def capability(self, path: str, number: int) -> None:
+        """Give a program one capability (capabilities(7): its bit) in place of its set-user-ID bit."""
+        info = self.entries[path][0]
+        info.mode &= 0o777
+        value = struct.pack("<IIIII", 0x02000001, 1 << number, 0, 0, 0)
+        info.pax_headers = {"SCHILY.xattr.security.capability": value.decode("utf-8", "surrogateescape")}
 
     def _add(
         self,

@@ -185,6 +185,12 @@ class OwnCluster:
         """Like ``run_in`` for a process that goes on; the caller ends it."""
         return subprocess.Popen(self._inside(argv), **options)
 
+    def outside(self, argv: Sequence[str]) -> list[str]:
+        """The command that runs a program in the machine's own network, where package clients work."""
+        if self._home is None:
+            return list(argv)
+        return [packages.program("nsenter"), f"--net=/proc/{os.getpid()}/fd/{self._home}", *argv]
+
     def enter(self) -> None:
         """Move this process into the cluster's network namespace until ``leave``: its loopback is then ours.
 

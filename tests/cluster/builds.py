@@ -1,0 +1,74 @@
+"""Images that need package clients: built in the machine's own network, pushed inside the cluster's.
+
+Owns a container storage in the cache, beside nobody else's; its bases are the assembled ones, never pulled.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import baseimages, binaries, packages
+from .choice import Cluster
+
+_SETTINGS = ("/etc/apt", "/etc/ssl/certs", "/usr/share/keyrings", "/etc/pip.conf", "/etc/npmrc")
+"""How this machine reaches its package sources: lent to the build's steps, read-only, and no part of the image."""
+
+
+def build(
+    cluster: Cluster,
+    context: Path,
+    tag: str,
+    *,
+    dockerfile: Path | None = None,
+    network: bool = True,
+    arguments: Mapping[str, str] | None = None,
+    timeout: float = 900,
+) -> str:
+    """Build ``tag`` (``kubetm/hello:1``) with buildah and return its image id; ImageError has the end of its output."""
+    layout = baseimages.assemble()
+    buildah = _buildah()
+    _import(layout, buildah)
+    argv = [*buildah, "bud", "--isolation", "chroot", "--layers", "--timestamp", "0", "--pull-never", "--tag", tag]
+    if dockerfile is not None:
+        argv += ["--file", str(dockerfile)]
+    if network:
+        argv += [f"--volume={path}:{path}:ro" for path in _SETTINGS if Path(path).exists()]
+    argv += [f"--build-arg={name}={value}" for name, value in (arguments or {}).items()]
+    output = _run(cluster.outside([*argv, str(context)]), timeout)
+    return output.strip().splitlines()[-1]
+
+
+def push(cluster: Cluster, tag: str, name: str | None = None, *, timeout: float = 300) -> str:
+    """Push a built image to the cluster's registry under ``name`` (the tag if None); returns its digest."""
+    where = f"{cluster.registry_host}/{name or tag}"
+    digest = cluster.work_dir / "pushed-digest"
+    argv = [*_buildah(), "push", "--tls-verify=false", f"--digestfile={digest}", tag, f"docker://{where}"]
+    cluster.run_in(argv, env=dict(os.environ) | cluster.container_environment(), timeout=timeout)
+    return digest.read_text().strip()
+
+
+def _buildah() -> list[str]:
+    storage = binaries.cache_directory() / "storage"
+    return [packages.program("buildah"), "--root", str(storage / "root"), "--runroot", str(storage / "run")]
+
+
+def _import(layout: Path, buildah: list[str]) -> None:
+    """Bring the assembled bases into the storage, once per layout."""
+    storage = binaries.cache_directory() / "storage"
+    storage.mkdir(parents=True, exist_ok=True)
+    mark = storage / "bases"
+    with binaries.locked(mark):
+        if mark.exists() and mark.read_text() == layout.name:
+            return
+        for name in baseimages.names(layout):
+            image = _run([*buildah, "pull", "--quiet", f"oci:{layout}:{name}"], 120).strip()
+            _run([*buildah, "tag", image, f"docker.io/{name}"], 60)
+        mark.write_text(layout.name)
+
+
+def _run(argv: list[str], timeout: float) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise baseimages.ImageError(f"{argv[0]} exited with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+    return done.stdout
