@@ -11,8 +11,10 @@ from pathlib import Path
 from . import baseimages, binaries, packages
 from .choice import Cluster
 
+_PRIVATELY = ["unshare", "--mount"]
+"""In a mount namespace of its own: these tools leave mounts of their storage behind, most of all when killed."""
 _SETTINGS = ("/etc/apt", "/etc/ssl/certs", "/usr/share/keyrings", "/etc/pip.conf", "/etc/npmrc")
-"""How this machine reaches its package sources: lent to the build's steps, read-only, and no part of the image."""
+"""How this machine reaches its package sources: lent to the steps of a build, as a copy that is thrown away."""
 
 
 def build(
@@ -27,13 +29,13 @@ def build(
 ) -> str:
     """Build ``tag`` (``kubetm/hello:1``) with buildah and return its image id; ImageError has the end of its output."""
     layout = baseimages.assemble()
-    buildah = _buildah()
-    _import(layout, buildah)
-    argv = [*buildah, "bud", "--isolation", "chroot", "--layers", "--timestamp", "0", "--pull-never", "--tag", tag]
+    _import(layout)
+    argv = [*_buildah(), "bud", "--isolation", "chroot", "--layers", "--timestamp", "0", "--pull-never", "--tag", tag]
     if dockerfile is not None:
         argv += ["--file", str(dockerfile)]
     if network:
-        argv += [f"--volume={path}:{path}:ro" for path in _SETTINGS if Path(path).exists()]
+        argv += [f"--volume={path}:{path}:O" for path in _SETTINGS if Path(path).is_dir()]
+        argv += [f"--volume={path}:{path}:ro" for path in _SETTINGS if Path(path).is_file()]
     argv += [f"--build-arg={name}={value}" for name, value in (arguments or {}).items()]
     output = _run(cluster.outside([*argv, str(context)]), timeout)
     return output.strip().splitlines()[-1]
@@ -50,10 +52,19 @@ def push(cluster: Cluster, tag: str, name: str | None = None, *, timeout: float 
 
 def _buildah() -> list[str]:
     storage = binaries.cache_directory() / "storage"
-    return [packages.program("buildah"), "--root", str(storage / "root"), "--runroot", str(storage / "run")]
+    driver = ["--storage-driver", "overlay"]
+    return [
+        *_PRIVATELY,
+        packages.program("buildah"),
+        *driver,
+        "--root",
+        str(storage / "root"),
+        "--runroot",
+        str(storage / "run"),
+    ]
 
 
-def _import(layout: Path, buildah: list[str]) -> None:
+def _import(layout: Path) -> None:
     """Bring the assembled bases into the storage, once per layout."""
     storage = binaries.cache_directory() / "storage"
     storage.mkdir(parents=True, exist_ok=True)
@@ -61,14 +72,17 @@ def _import(layout: Path, buildah: list[str]) -> None:
     with binaries.locked(mark):
         if mark.exists() and mark.read_text() == layout.name:
             return
+        target = f"containers-storage:[overlay@{storage / 'root'}+{storage / 'run'}]"
         for name in baseimages.names(layout):
-            image = _run([*buildah, "pull", "--quiet", f"oci:{layout}:{name}"], 120).strip()
-            _run([*buildah, "tag", image, f"docker.io/{name}"], 60)
+            argv = ["copy", "--quiet", "--insecure-policy", f"oci:{layout}:{name}", f"{target}docker.io/{name}"]
+            _run([*_PRIVATELY, packages.program("skopeo"), *argv], 120)
         mark.write_text(layout.name)
 
 
 def _run(argv: list[str], timeout: float) -> str:
     done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
-        raise baseimages.ImageError(f"{argv[0]} exited with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+        raise baseimages.ImageError(
+            f"{' '.join(argv[:4])} … exited with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}"
+        )
     return done.stdout
