@@ -215,7 +215,9 @@ class Api:
         bookmarks = query.get("allowWatchBookmarks") in ("1", "true")
         given = query.get("resourceVersion", "")
         if given and not given.isdigit():
-            raise bad_request(f'invalid resource version "{given}": strconv.ParseUint: parsing "{given}": invalid syntax')
+            raise bad_request(
+                f'invalid resource version "{given}": strconv.ParseUint: parsing "{given}": invalid syntax'
+            )
         as_table, include = _wants_table(request), _include(request)
 
         def line(kind: str, value: Json) -> bytes:
@@ -244,7 +246,9 @@ class Api:
             except Expired as error:
                 raise Refusal(410, "Expired", str(error)) from error
 
-        response = web.StreamResponse(headers={"Content-Type": "application/json", "Cache-Control": "no-cache, private"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
+        )
         response.enable_chunked_encoding()
         await response.prepare(request)
         if head:
@@ -342,7 +346,9 @@ class Api:
 
     def _apply(self, request: web.Request, target: Target, body: Json, options: Options) -> web.Response:
         if not request.query.get("fieldManager"):
-            message = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"
+            message = (
+                'PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch'
+            )
             raise Refusal(422, "Invalid", message)
         value, created = self._registry.apply(
             target.resource, target.namespace, target.name, body, options, target.subresource
@@ -366,9 +372,7 @@ class Api:
                 value["metadata"]["resourceVersion"] = version
             return value
 
-        changed = self._registry.modify(
-            resource, target.namespace, target.name, write, options, as_subresource="scale"
-        )
+        changed = self._registry.modify(resource, target.namespace, target.name, write, options, as_subresource="scale")
         return _json(_scale_of(resource, changed))
 
     async def _delete(self, request: web.Request, target: Target) -> web.Response:
@@ -387,7 +391,12 @@ class Api:
         value, gone_now = self._registry.delete(resource, target.namespace, target.name, how)
         if not gone_now or resource.id == "pods":
             return self._answer(request, resource, value, 200)
-        details = {"name": target.name, "group": resource.group, "kind": resource.plural, "uid": value["metadata"]["uid"]}
+        details = {
+            "name": target.name,
+            "group": resource.group,
+            "kind": resource.plural,
+            "uid": value["metadata"]["uid"],
+        }
         details = {key: each for key, each in details.items() if each}
         return _json({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 
@@ -467,7 +476,9 @@ def _options(request: web.Request) -> Options:
     query = request.query
     dry = query.getall("dryRun", [])
     if dry and dry != ["All"]:
-        message = f'PatchOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: "{dry[0]}": supported values: "All"'
+        message = (
+            f'PatchOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: "{dry[0]}": supported values: "All"'
+        )
         raise Refusal(422, "Invalid", message)
     validation = query.get("fieldValidation") or "Warn"
     if validation not in ("Strict", "Warn", "Ignore"):
@@ -478,9 +489,7 @@ def _options(request: web.Request) -> Options:
         raise Refusal(422, "Invalid", message)
     agent = request.headers.get("User-Agent", "unknown").partition("/")[0]
     manager = query.get("fieldManager") or agent
-    return Options(
-        manager=manager, dry_run=bool(dry), validation=validation, force=query.get("force") in ("1", "true")
-    )
+    return Options(manager=manager, dry_run=bool(dry), validation=validation, force=query.get("force") in ("1", "true"))
 
 
 async def _body(request: web.Request) -> Json:
@@ -493,7 +502,7 @@ def _parsed(raw: bytes, media: str) -> Any:
     try:
         if media == "application/json" or raw.lstrip()[:1] in (b"{", b"["):
             return orjson.loads(raw)
-        return yaml.load(raw, yaml.CSafeLoader)  # noqa: S506 - the safe loader, in C
+        return yaml.load(raw, yaml.CSafeLoader)
     except (orjson.JSONDecodeError, yaml.YAMLError, ValueError) as error:
         raise bad_request(f"error decoding the body: {error}") from error
 

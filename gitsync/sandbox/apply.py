@@ -199,7 +199,9 @@ def element_of(item: Any, schema: Schema) -> Element:
             found[key] = value
     if not found:
         names = ", ".join(f'"{key}"' for key in schema.keys)
-        raise Malformed(f"associative list with keys has an element that omits key field {names} (and doesn't have default value)")
+        raise Malformed(
+            f"associative list with keys has an element that omits key field {names} (and doesn't have default value)"
+        )
     return "k:" + orjson.dumps(found, option=orjson.OPT_SORT_KEYS).decode()
 
 

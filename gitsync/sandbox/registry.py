@@ -31,7 +31,14 @@ _SKELETONS: dict[str, Json] = {
     "ClusterRoleBinding": {"metadata": {}, "roleRef": {}},
     "HorizontalPodAutoscaler": _EMPTY_SPEC | {"spec": {"scaleTargetRef": {}}},
 }
-_SERVER_OWNED = ("uid", "creationTimestamp", "generation", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds")
+_SERVER_OWNED = (
+    "uid",
+    "creationTimestamp",
+    "generation",
+    "selfLink",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+)
 SERVICE_NETWORK = "127.96"
 """Services get addresses of the loopback network: a node can bind them without any right, and nothing can leave."""
 
@@ -133,7 +140,9 @@ class Registry:
         owner = ssa.Owner(manager=options.manager, operation="Update", version=resource.api_version)
         skeleton = {} if resource.custom else _SKELETONS.get(resource.kind, _EMPTY_SPEC)
         bare = {key: each for key, each in value.items() if key not in ("apiVersion", "kind")}
-        managers = ssa.update(skeleton, bare, resource.schema, {}, owner, resource.api_version, reset=_reset(resource, ""))
+        managers = ssa.update(
+            skeleton, bare, resource.schema, {}, owner, resource.api_version, reset=_reset(resource, "")
+        )
         return self._commit(resource, value, managers, {}, options)
 
     def replace(
@@ -347,7 +356,9 @@ class Registry:
             elif each.what == "type" and each.expected not in ("quantity", "int-or-string"):
                 expected = {"integer": "numeric (int or float)", "number": "numeric (int or float)", "object": "map"}
                 expected |= {"bytes": "string", "time": "string"}
-                got = {dict: "map", list: "list", bool: "boolean", str: "string", int: "int"}.get(type(each.got), "float")
+                got = {dict: "map", list: "list", bool: "boolean", str: "string", int: "int"}.get(
+                    type(each.got), "float"
+                )
                 shown = f", got &value.{got}" if got in ("map", "list") else f", got {got}"
                 lines.append(f"{where}: expected {expected.get(each.expected, each.expected)}{shown}")
             elif each.message:
@@ -407,7 +418,9 @@ class Registry:
 
     def _valid(self, resource: Resource, value: Json, live: Json | None) -> None:
         name = value["metadata"].get("name", "")
-        found = [rules.required(each.field) for each in missing(value, resource.schema)]
+        # A built-in status is never validated: what the Go structs require there, they fill with zero values.
+        wanted = value if resource.custom else {key: each for key, each in value.items() if key != "status"}
+        found = [rules.required(each.field) for each in missing(wanted, resource.schema)]
         if resource.custom:
             for each in constraints(value, resource.schema):
                 if each.what == "unsupported":
@@ -571,7 +584,9 @@ class Registry:
                 if not value["spec"].get(key) and live["spec"].get(key):
                     value["spec"][key] = live["spec"][key]
             if value["spec"].get("type") in ("NodePort", "LoadBalancer"):
-                ports = {(each["port"], each["protocol"]): each.get("nodePort") for each in live["spec"].get("ports", ())}
+                ports = {
+                    (each["port"], each["protocol"]): each.get("nodePort") for each in live["spec"].get("ports", ())
+                }
                 for each in value["spec"].get("ports") or ():
                     kept = ports.get((each.get("port"), each.get("protocol", "TCP")))
                     if kept and not each.get("nodePort"):
@@ -653,7 +668,9 @@ def _ordered(value: Json) -> Json:
 
 
 def _type_violation(problem: Problem) -> rules.Violation:
-    got = {dict: "object", list: "array", bool: "boolean", str: "string", int: "integer"}.get(type(problem.got), "number")
+    got = {dict: "object", list: "array", bool: "boolean", str: "string", int: "integer"}.get(
+        type(problem.got), "number"
+    )
     expected = {"map": "object", "list": "array", "time": "string"}.get(problem.expected, problem.expected)
     why = f'{problem.field} in body must be of type {expected}: "{got}"'
     return rules.invalid(problem.field, got, why)
@@ -695,7 +712,8 @@ def _establish(definition: Json) -> None:
     spec, stamp = definition["spec"], now()
     old = {each["type"]: each for each in definition.get("status", {}).get("conditions", [])}
     conditions = [
-        old.get(kind) or {"type": kind, "status": "True", "reason": reason, "message": text, "lastTransitionTime": stamp}
+        old.get(kind)
+        or {"type": kind, "status": "True", "reason": reason, "message": text, "lastTransitionTime": stamp}
         for kind, reason, text in (
             ("NamesAccepted", "NoConflicts", "no conflicts found"),
             ("Established", "InitialNamesAccepted", "the initial names have been accepted"),

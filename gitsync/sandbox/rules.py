@@ -157,7 +157,9 @@ def _fill_template(spec: Json) -> None:
 
 def _fill_pod(pod: Json) -> None:
     spec = pod.setdefault("spec", {})
-    _default(spec, enableServiceLinks=True, serviceAccountName="default", preemptionPolicy="PreemptLowerPriority", priority=0)
+    _default(
+        spec, enableServiceLinks=True, serviceAccountName="default", preemptionPolicy="PreemptLowerPriority", priority=0
+    )
     _fill_pod_spec(spec)
 
 
@@ -311,7 +313,7 @@ def violations(kind: str, value: Json) -> Iterator[Violation]:
     elif kind == "CustomResourceDefinition":
         plural, group = (spec.get("names") or {}).get("plural", ""), spec.get("group", "")
         if name != f"{plural}.{group}":
-            yield invalid("metadata.name", name, f'must be spec.names.plural+"."+spec.group')
+            yield invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group')
         if sum(1 for each in spec.get("versions", ()) if each.get("storage")) != 1:
             yield invalid("spec.versions", "", "must have exactly one version marked as storage version")
         for index, each in enumerate(spec.get("versions", ())):
@@ -378,8 +380,10 @@ def _workload(kind: str, spec: Json) -> Iterator[Violation]:
     yield from _pod_spec(template.get("spec") or {}, "spec.template.spec")
     policy = (template.get("spec") or {}).get("restartPolicy")
     if kind == "Job" and policy not in ("OnFailure", "Never"):
-        yield required("spec.template.spec.restartPolicy", 'valid values: "OnFailure", "Never"') if policy is None else (
-            unsupported("spec.template.spec.restartPolicy", policy, ["OnFailure", "Never"])
+        yield (
+            required("spec.template.spec.restartPolicy", 'valid values: "OnFailure", "Never"')
+            if policy is None
+            else (unsupported("spec.template.spec.restartPolicy", policy, ["OnFailure", "Never"]))
         )
     if kind != "Job" and policy != "Always":
         yield unsupported("spec.template.spec.restartPolicy", policy, ["Always"])
@@ -406,7 +410,9 @@ def _pod_spec(spec: Json, path: str) -> Iterator[Violation]:
             for at, port in enumerate(container.get("ports", ())):
                 number = port.get("containerPort")
                 if isinstance(number, int) and not 0 < number < 65536:
-                    yield invalid(f"{place}.ports[{at}].containerPort", number, "must be between 1 and 65535, inclusive")
+                    yield invalid(
+                        f"{place}.ports[{at}].containerPort", number, "must be between 1 and 65535, inclusive"
+                    )
             for at, mount in enumerate(container.get("volumeMounts", ())):
                 if mount.get("name") not in volumes:
                     yield Violation(
@@ -436,7 +442,11 @@ def amount_of(quantity: str) -> float:
         return 0.0
     binary = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}
     decimal = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
-    scale = 1024 ** binary[found[2]] if found[2] in binary else 10.0 ** (int(found[3]) if found[3] else decimal.get(found[2], 0))
+    scale = (
+        1024 ** binary[found[2]]
+        if found[2] in binary
+        else 10.0 ** (int(found[3]) if found[3] else decimal.get(found[2], 0))
+    )
     return float(found[1]) * scale
 
 

@@ -1,9 +1,12 @@
 """Composition: the parts of the cluster, started and stopped in order."""
 
 import asyncio
+import fcntl
 import os
+import shutil
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,18 +14,29 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
+from gitsync.sandbox import netns
 from gitsync.sandbox.api import Api
+from gitsync.sandbox.controllers import Controllers
+from gitsync.sandbox.engine import Engine, find
 from gitsync.sandbox.kinds import Kinds
+from gitsync.sandbox.node import Node
+from gitsync.sandbox.proxy import Proxy
 from gitsync.sandbox.registry import Options, Registry
 from gitsync.sandbox.store import Store
+
+
+class SandboxError(Exception):
+    """The sandbox cannot start; the message says what to do."""
 
 
 class Sandbox:
     """``async with Sandbox() as cluster`` is a running cluster: ``cluster.url``, ``cluster.kubeconfig``.
 
-    ``port`` 0 takes a free one. ``data_dir`` holds the kubeconfig and the pods' volumes; without one, a temporary
-    directory that is removed at the end. ``engine``: "podman", "docker", "none" (pods stay Pending), or "" for
-    whichever is there.
+    ``port`` 0 takes a free one. ``data_dir`` holds the kubeconfig and the pods' volumes, and belongs to one sandbox at
+    a time; without one it is a temporary directory that is removed at the end. ``engine``: "podman", "docker", "none"
+    (pods stay Pending, Services are not served), or "" for whichever is there. ``namespaces``: whether each pod gets a
+    network namespace of ours; ``None`` finds out whether that can be done. ``egress``: whether such pods reach beyond
+    this machine.
     """
 
     def __init__(
@@ -32,14 +46,18 @@ class Sandbox:
         data_dir: Path | None = None,
         kubeconfig: Path | None = None,
         engine: str = "",
+        namespaces: bool | None = None,
+        egress: bool = True,
     ) -> None:
         self._port = port
         self._data_dir = data_dir
-        self._kubeconfig = kubeconfig
         self._engine = engine
+        self._namespaces = namespaces
+        self._egress = egress
         self._stack = AsyncExitStack()
+        self._proxy: Proxy | None = None
         self.url = ""
-        self.kubeconfig = Path()
+        self.kubeconfig = kubeconfig or Path()
         self.store = Store()
         self.registry = Registry(self.store, Kinds())
 
@@ -56,27 +74,97 @@ class Sandbox:
     ) -> None:
         await self._stack.aclose()
 
+    def service_address(self, namespace: str, name: str, port: int) -> str:
+        """Where this machine reaches a Service's port (``127.0.0.1:8200``); "" while it is not served."""
+        number = self._proxy.local_port(namespace, name, port) if self._proxy else 0
+        return f"127.0.0.1:{number}" if number else ""
+
     async def _start(self) -> None:
         if self._data_dir is None:
-            self._data_dir = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="gitsync-sandbox-")))
-        self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            scratch = tempfile.TemporaryDirectory(prefix="gitsync-sandbox-", ignore_cleanup_errors=True)
+            self._data_dir = Path(self._stack.enter_context(scratch))
+        directory = self._data_dir.absolute()
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.chmod(0o711)
+        self._stack.callback(_hold(directory))
         self._furnish()
         api = Api(self.registry)
         runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=2.0)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, "127.0.0.1", self._port)
-        await site.start()
+        await web.TCPSite(runner, "127.0.0.1", self._port).start()
         self._stack.callback(api.closing.set)
-        port = runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.kubeconfig = self._kubeconfig or self._data_dir / "kubeconfig"
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        if self.kubeconfig == Path():
+            self.kubeconfig = directory / "kubeconfig"
         write_kubeconfig(self.kubeconfig, self.url)
+        await self._own(Controllers(self.registry).run())
+        if self._engine != "none":
+            await self._start_node(api, directory)
+
+    async def _start_node(self, api: Api, directory: Path) -> None:
+        engine = Engine(find(self._engine), str(directory))
+        await _clean_up(engine, directory)
+        own = netns.supported() and engine.podman if self._namespaces is None else self._namespaces
+        node = api.logs = Node(self.registry, engine, directory, namespaces=own, egress=self._egress)
+        gateway = ""
+        if not own:
+            gateway = (await engine.network())[1]
+        here = gateway if gateway and not engine.podman and gateway != "host-gateway" else ""
+        self._proxy = Proxy(self.registry, node, gateway=here)
+        await self._own(node.run())
+        await self._own(self._proxy.run())
+
+    async def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run until the sandbox stops."""
+        task = asyncio.create_task(work)
+
+        async def stop() -> None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+        self._stack.push_async_callback(stop)
 
     def _furnish(self) -> None:
         system = Options(manager="sandbox")
         for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
             self.registry.create(self.registry.resource("namespaces"), "", {"metadata": {"name": name}}, system)
+
+
+def _lock(directory: Path) -> int:
+    """A descriptor that holds the directory's lock until it is closed; -1 if another process holds it."""
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _hold(directory: Path) -> Callable[[], None]:
+    descriptor = _lock(directory)
+    if descriptor < 0:
+        raise SandboxError(f"another sandbox uses {directory}: stop it, or give this one another data directory")
+    return lambda: os.close(descriptor)
+
+
+async def _clean_up(engine: Engine, directory: Path) -> None:
+    """Remove what sandboxes left that were killed: containers whose directory nobody holds, and that directory's pods."""
+    for owner, containers in (await engine.owners()).items():
+        place = Path(owner)
+        descriptor = -1
+        if place != directory and place.is_dir():
+            descriptor = _lock(place)
+            if descriptor < 0:
+                continue  # its sandbox lives
+        await engine.remove(*containers)
+        shutil.rmtree(place / "pods", ignore_errors=True)
+        if descriptor >= 0:
+            os.close(descriptor)
+            if place.name.startswith("gitsync-sandbox-") and place.parent == Path(tempfile.gettempdir()):
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def write_kubeconfig(path: Path, url: str) -> None:

@@ -341,7 +341,9 @@ def constraints(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem
         if len(value) < raw.get("minLength", 0):
             yield wrong(f"should be at least {raw['minLength']} chars long")
         if len(value) > raw.get("maxLength", math.inf):
-            yield Problem(what="invalid", path=path, message=f"may not be more than {raw['maxLength']} bytes", got=value)
+            yield Problem(
+                what="invalid", path=path, message=f"may not be more than {raw['maxLength']} bytes", got=value
+            )
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if value < raw.get("minimum", -math.inf):
             yield wrong(f"should be greater than or equal to {raw['minimum']}")
@@ -352,7 +354,9 @@ def constraints(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem
         if len(items) < raw.get("minItems", 0):
             yield wrong(f"should have at least {raw['minItems']} items")
         if len(items) > raw.get("maxItems", math.inf):
-            yield Problem(what="invalid", path=path, got=len(items), message=f"must have at most {raw['maxItems']} items")
+            yield Problem(
+                what="invalid", path=path, got=len(items), message=f"must have at most {raw['maxItems']} items"
+            )
         seen: list[Any] = []
         for index, each in enumerate(items):
             if schema.associative:
@@ -440,9 +444,7 @@ def quantity(value: str | int | float) -> str:
         found = None
         number = Decimal(0)
     if found is None:
-        raise ValueError(
-            "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
-        )
+        raise ValueError("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")
     if found[2]:
         power, amount = _BINARY[found[2]], number * 1024 ** _BINARY[found[2]]
         if amount == amount.to_integral() and abs(amount) >= 1024:

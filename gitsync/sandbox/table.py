@@ -94,7 +94,9 @@ def _service(service: Json) -> list[_Cell]:
     )
     ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
     external = [*(each.get("ip") or each.get("hostname", "") for each in ingress), *spec.get("externalIPs", [])]
-    shown = spec.get("externalName") or ",".join(external) or ("<pending>" if spec["type"] == "LoadBalancer" else "<none>")
+    shown = (
+        spec.get("externalName") or ",".join(external) or ("<pending>" if spec["type"] == "LoadBalancer" else "<none>")
+    )
     return [_name(service), spec["type"], spec.get("clusterIP", "<none>"), shown, ports or "<none>", _age(service), _selector(spec.get("selector"))]  # fmt: skip  # noqa: E501
 
 
@@ -107,7 +109,12 @@ def _deployment(value: Json) -> list[_Cell]:
 
 def _replica_set(value: Json) -> list[_Cell]:
     spec = value["spec"]
-    head: list[_Cell] = [_name(value), spec.get("replicas", 1), *_status(value, "replicas", "readyReplicas"), _age(value)]
+    head: list[_Cell] = [
+        _name(value),
+        spec.get("replicas", 1),
+        *_status(value, "replicas", "readyReplicas"),
+        _age(value),
+    ]
     return [*head, *_containers(spec["template"]["spec"]), _selector(spec.get("selector"))]
 
 
@@ -175,12 +182,21 @@ _TABLES: dict[str, tuple[str, Callable[[Json], Sequence[_Cell]]]] = {
         "Name Status Roles Age Version",
         lambda it: [_name(it), "Ready", "<none>", _age(it), it["status"]["nodeInfo"]["kubeletVersion"]],
     ),
-    "ConfigMap": ("Name Data Age", lambda it: [_name(it), len(it.get("data", {})) + len(it.get("binaryData", {})), _age(it)]),  # fmt: skip  # noqa: E501
+    "ConfigMap": (
+        "Name Data Age",
+        lambda it: [_name(it), len(it.get("data", {})) + len(it.get("binaryData", {})), _age(it)],
+    ),  # fmt: skip  # noqa: E501
     "Secret": ("Name Type Data Age", lambda it: [_name(it), it.get("type", ""), len(it.get("data", {})), _age(it)]),
     "ServiceAccount": ("Name Secrets Age", lambda it: [_name(it), len(it.get("secrets", [])), _age(it)]),
     "Lease": ("Name Holder Age", lambda it: [_name(it), it.get("spec", {}).get("holderIdentity", ""), _age(it)]),
-    "RoleBinding": ("Name Role Age", lambda it: [_name(it), f"{it['roleRef']['kind']}/{it['roleRef']['name']}", _age(it)]),
-    "ClusterRoleBinding": ("Name Role Age", lambda it: [_name(it), f"{it['roleRef']['kind']}/{it['roleRef']['name']}", _age(it)]),  # fmt: skip  # noqa: E501
+    "RoleBinding": (
+        "Name Role Age",
+        lambda it: [_name(it), f"{it['roleRef']['kind']}/{it['roleRef']['name']}", _age(it)],
+    ),
+    "ClusterRoleBinding": (
+        "Name Role Age",
+        lambda it: [_name(it), f"{it['roleRef']['kind']}/{it['roleRef']['name']}", _age(it)],
+    ),  # fmt: skip  # noqa: E501
     "Role": ("Name Created_At", lambda it: [_name(it), it["metadata"]["creationTimestamp"]]),
     "ClusterRole": ("Name Created_At", lambda it: [_name(it), it["metadata"]["creationTimestamp"]]),
     "CustomResourceDefinition": ("Name Created_At", lambda it: [_name(it), it["metadata"]["creationTimestamp"]]),
