@@ -40,7 +40,7 @@ class Buildah:
         self._store = store
         # podman refuses a runroot of 50 characters or more.
         short = Path(tempfile.gettempdir()) / f"gitsync-{hashlib.sha256(str(store).encode()).hexdigest()[:12]}"
-        self._runroot = store / "run" if len(str(store / "run")) < 50 else short
+        self.runroot = store / "run" if len(str(store / "run")) < 50 else short
         self._version: tuple[int, int] | None = None
 
     async def available(self) -> str | None:
@@ -76,7 +76,7 @@ class Buildah:
     # ------------------------------------------------------------------ commands
 
     def _command(self) -> list[str]:
-        return [self.name, "--root", str(self._store / "root"), "--runroot", str(self._runroot)]
+        return [self.name, "--root", str(self._store / "root"), "--runroot", str(self.runroot)]
 
     def _build_argv(self, request: BuildRequest, dockerfile: Path) -> list[str]:
         nothing = request.scratch / "ignore"
@@ -157,12 +157,12 @@ class Buildah:
     async def _clean(self, marks: Path, left: list[str], log: Log) -> None:
         """After a kill: containers and mounts of the builds that left a mark. Alone with the store."""
         if _read(self._store / "boot") != _boot():
-            await self._remove(self._runroot, log)  # counts mounts, and is meant to vanish with them
+            await self._remove(self.runroot, log)  # counts mounts, and is meant to vanish with them
         if left and (self._store / "root").exists():
             finished = await process.run([*self._command(), *_LEFTOVERS[self.name]], log)
             if finished.code or _FULL in left:
                 log("the builder's store is emptied")
-                await self._remove(self._runroot, log)
+                await self._remove(self.runroot, log)
                 await self._remove(self._store / "root", log)
         for name in left:
             (marks / name).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gitsync.images import Destination, ImageBuilder, Images, RegistryCredentials
+from gitsync.images import Destination, ImageBuilder, Images, RegistryCredentials, process
 from gitsync.images.buildah import Buildah
 from gitsync.model import ImageSet, ImageSpec, Snapshot
 from gitsync.source import GitSource
@@ -95,18 +95,20 @@ async def bench(
         await registry.push_image("base", "1")
         made = builder or Buildah(directory / "store")
         work = directory / "work"
-        async with Images(made, work, build_timeout=timeout, concurrency=concurrency) as images:
-            yield Bench(registry, images)
+        try:
+            async with Images(made, work, build_timeout=timeout, concurrency=concurrency) as images:
+                yield Bench(registry, images)
+        finally:
+            for place in (directory / "store", made.runroot) if isinstance(made, Buildah) else ():
+                process.remove(place)
         assert not list((work / "builds").glob("*")) if work.exists() else True, "a build's files were left"
 
 
 def processes(word: str) -> list[int]:
-    """Processes whose command line contains the word."""
+    """Processes whose command line contains the word (arguments end with a NUL)."""
     found: list[int] = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if word.encode() in (entry / "cmdline").read_bytes().replace(b"\0", b" ") and entry.name != str(
-                os.getpid()
-            ):
+            if word.encode() in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return found

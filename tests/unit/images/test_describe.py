@@ -1,0 +1,96 @@
+"""What would be built from a commit and what a change touches: without registry, builder and cluster."""
+
+from pathlib import Path
+
+import pytest
+
+from gitsync.errors import Invalid
+from gitsync.images import describe
+from gitsync.model import ImageSpec
+from tests.unit.images.support import HELLO, Repository
+
+WEB = ImageSpec(name="shop/web", context="web", dockerfile="docker/web.Dockerfile", platforms=("linux/amd64",))
+FILES = {
+    "hello/Dockerfile": "ARG T=slim\nFROM node:$T\nCOPY . .\n",
+    "hello/hello.js": "1",
+    "hello/.dockerignore": "*.md\nDockerfile\n",
+    "hello/README.md": "x",
+    "docker/web.Dockerfile": "FROM scratch\nCOPY . .\nHEALTHCHECK NONE\n",
+    "docker/web.Dockerfile.dockerignore": "*\n!index.html",
+    "web/.dockerignore": "index.html",
+    "web/index.html": "x",
+    "web/other": "x",
+}
+
+
+async def test_a_row_says_what_a_build_would_use(tmp_path: Path) -> None:
+    commit = await Repository(tmp_path / "shop").commit(FILES)
+    hello, shop = await describe(commit, [HELLO, WEB], platforms=("linux/arm64",))
+    assert (hello["name"], hello["context"], hello["dockerfile"]) == ("kubetm/hello", "hello", "hello/Dockerfile")
+    assert (hello["bases"], hello["resolved"], hello["platforms"]) == ({"node:slim": None}, False, ["linux/arm64"])
+    assert hello["tag"] == f"gs-{hello['fingerprint'][:32]}"
+    assert hello["inputs"] == 2  # hello.js and .dockerignore
+    assert (shop["bases"], shop["resolved"], shop["platforms"]) == ({}, True, ["linux/amd64"])
+    assert (shop["format"], hello["format"]) == ("docker", "oci")
+    assert shop["inputs"] == 1  # the Dockerfile's own ignore file comes first
+    digest = "sha256:" + "1" * 64
+    (locked,) = await describe(commit, [HELLO], bases={"node:slim": digest}, platforms=("linux/arm64",))
+    assert (locked["bases"], locked["resolved"]) == ({"node:slim": digest}, True)
+    assert locked["fingerprint"] != hello["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("change", "hello", "web"),
+    [
+        ({"README.md": "y"}, [], []),
+        ({"hello/README.md": "y"}, [], []),
+        ({"hello/hello.js": "2"}, ["hello/hello.js"], []),
+        ({"hello/new.js": "2", "web/other": "y"}, ["hello/new.js"], []),
+        ({"hello/hello.js": None}, ["hello/hello.js"], []),
+        ({"hello/Dockerfile": "FROM node\n"}, ["hello/Dockerfile"], []),
+        ({"hello/.dockerignore": "Dockerfile\n"}, ["hello/.dockerignore"], []),
+        ({"web/.dockerignore": "nothing"}, [], []),
+        ({"docker/web.Dockerfile.dockerignore": "*\n!index.html\n# why"}, [], []),
+        ({"docker/web.Dockerfile.dockerignore": "*\n!other"}, [], ["docker/web.Dockerfile.dockerignore"]),
+    ],
+)
+async def test_what_a_change_touches(
+    tmp_path: Path, change: dict[str, str | None], hello: list[str], web: list[str]
+) -> None:
+    repo = Repository(tmp_path / "shop")
+    before = await repo.commit(FILES)
+    after = await repo.commit(change)
+    old = await describe(before, [HELLO, WEB])
+    rows = await describe(after, [HELLO, WEB], since=before)
+    assert [row["files"] for row in rows] == [hello, web]
+    assert [row["touched"] for row in rows] == [bool(hello), bool(web)]
+    assert [row["fingerprint"] != was["fingerprint"] for row, was in zip(rows, old, strict=True)] == [
+        row["touched"] for row in rows
+    ]
+
+
+async def test_an_image_that_is_new_is_touched(tmp_path: Path) -> None:
+    repo = Repository(tmp_path / "shop")
+    before = await repo.commit({"README": ""})
+    (row,) = await describe(await repo.commit(FILES), [WEB], since=before)
+    assert row["files"] == ["docker/web.Dockerfile", "web/index.html"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            ImageSpec(name="x", context="web", dockerfile="web/Dockerfile"),
+            "image x has no Dockerfile",
+        ),
+        (ImageSpec(name="x", context="gone", dockerfile="hello/Dockerfile"), "directory “gone” of image x is not"),
+        (ImageSpec(name="x", context="hello", dockerfile="link"), "it is no plain file"),
+        (ImageSpec(name="x", context="hello", dockerfile="hello/Dockerfile", target="t"), "no stage “t”"),
+    ],
+)
+async def test_an_entry_that_does_not_fit_the_repository(tmp_path: Path, spec: ImageSpec, said: str) -> None:
+    repo = Repository(tmp_path / "shop")
+    (repo.path / "link").symlink_to("hello/Dockerfile")
+    commit = await repo.commit(FILES)
+    with pytest.raises(Invalid, match=said):
+        await describe(commit, [spec])
