@@ -124,9 +124,9 @@ class GitSource:
 
     async def _bring(self, remote: "_Remote", mirror: Path, found: "_Found", kept: str, lock: int) -> Revision:
         """Fetch into the mirror, whose lock is held."""
-        before = await asyncio.to_thread(_prepare, mirror)
+        packs, before = await asyncio.to_thread(_prepare, mirror)
         result = await _git(
-            ["fetch", "--quiet", "--force", "--no-tags", "--no-write-fetch-head", "--no-auto-gc",
+            ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-gc",
              "--no-recurse-submodules", "--refmap=", "--", remote.location.url, f"+{found.full}:{kept}"],
             env={**remote.env, "GIT_DIR": str(mirror)},
             cwd=mirror,
@@ -136,7 +136,8 @@ class GitSource:
         )  # fmt: skip
         words = said(result.stderr, remote.secrets)
         if result.exceeded:
-            await asyncio.to_thread(_discard, mirror)
+            # Not the whole mirror: others follow other refs of it.
+            await asyncio.to_thread(_remove_packs, mirror, packs)
             raise Invalid(
                 f"more than {_size(self._policy.max_bytes)} would have to be stored",
                 doing=remote.doing,
@@ -171,7 +172,7 @@ class GitSource:
             # Searching upwards would take a directory's own checkout for the one that was meant.
             with git.Repo(path) as repo:
                 git_dir = Path(repo.git_dir).resolve()
-        except (git.InvalidGitRepositoryError, git.NoSuchPathError, OSError) as error:
+        except (git.InvalidGitRepositoryError, git.NoSuchPathError, configparser.Error, OSError) as error:
             raise Invalid("there is no git repository", doing=doing, hint="name its directory or its URL") from error
         repository = str(path.resolve())
         try:
@@ -607,8 +608,9 @@ def _refs(output: str) -> dict[str, str]:
 # ---------------------------------------------------------------- a mirror on disk
 
 
-def _prepare(mirror: Path) -> int:
-    """Make the mirror if it is not there and remove what a killed git left; the lock is held. Returns its bytes."""
+def _prepare(mirror: Path) -> tuple[frozenset[Path], int]:
+    """Make the mirror if it is not there and remove what a killed git left; the lock is held. Returns its packs' files
+    and its bytes."""
     try:
         if not mirror.is_dir():
             # What init writes, without templates and hooks; whole under another name first.
@@ -622,7 +624,13 @@ def _prepare(mirror: Path) -> int:
             left.unlink(missing_ok=True)
     except OSError as error:
         raise Transient(f"the cache cannot be written: {error.strerror}", doing="making a git mirror") from error
-    return _bytes(mirror)
+    return frozenset(mirror.glob("objects/pack/*")), _bytes(mirror)
+
+
+def _remove_packs(mirror: Path, but: frozenset[Path]) -> None:
+    for file in mirror.glob("objects/pack/*"):
+        if file not in but:
+            file.unlink(missing_ok=True)
 
 
 def _discard(mirror: Path) -> None:
