@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import re
 import secrets
+import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +27,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from gitsync import __version__
 from gitsync.application import API_GROUP, KIND, VERSION, Application
 from gitsync.errors import GitsyncError, Held, Invalid, Waiting
 from gitsync.model import ANNOTATION_APPROVE, ANNOTATION_REQUESTED_AT, ANNOTATION_RETRY, Json, ObjectRef
@@ -387,3 +390,257 @@ def approve(
         emit(summary(obj), output, lambda: f"{ref.namespace}/{ref.name}: approved {sha[:12]}")
 
     run(work())
+
+
+@app.command()
+def history(
+    name: Annotated[str, typer.Argument(help="The Application.")],
+    namespace: NamespaceOption = "",
+    output: OutputOption = Output.TABLE,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = "",
+) -> None:
+    """Show what was deployed, when, by whom, and how it ended; newest first. Needs the right to read Secrets."""
+
+    async def work() -> None:
+        from gitsync.cluster.record import Records
+
+        async with connected(kubeconfig, context) as cluster:
+            ref = reference(name, namespace)
+            await read(cluster, ref)
+            record = await Records(cluster).load(ref)
+        rows = [
+            {
+                "revision": str(entry.revision),
+                "author": entry.revision.author,
+                "subject": entry.revision.subject,
+                "outcome": entry.outcome,
+                "message": entry.message,
+                "startedAt": entry.started_at.isoformat(),
+                "finishedAt": entry.finished_at.isoformat(),
+                "images": [image.reference for image in entry.images],
+                "lowestReadyShare": entry.lowest_ready_share,
+            }
+            for entry in record.history
+        ]
+
+        def table() -> Table | str:
+            if not rows:
+                return "Nothing was deployed yet."
+            shown = columns("AGE", "OUTCOME", "REVISION", "AUTHOR", "MESSAGE")
+            for row in rows:
+                revision = re.sub(r"sha1:([0-9a-f]{12})[0-9a-f]*", r"sha1:\1", str(row["revision"]))
+                what = str(row["message"] or row["subject"])
+                shown.add_row(age(str(row["finishedAt"])), str(row["outcome"]), revision, str(row["author"]), what)
+            return shown
+
+        emit(rows, output, table)
+
+    run(work())
+
+
+# ---------------------------------------------------------------- one stage by itself, without a cluster
+
+
+def _cache_dir() -> Path:
+    from gitsync.settings import Settings
+
+    return Settings.load().cache_dir
+
+
+@app.command()
+def images(
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="A directory, or the URL of a git repository.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit; default: HEAD.")] = "",
+    since: Annotated[str, typer.Option(help="Tell which images the change since this commit touches.")] = "",
+    path: Annotated[str, typer.Option(help="Directory of the manifests; default: manifests, deploy or k8s.")] = "",
+    output: OutputOption = Output.JSON,
+) -> None:
+    """List the images that a repository builds: name, context, fingerprint, and what a change touches."""
+
+    async def work() -> None:
+        from gitsync.images import ImageUse, describe, select
+        from gitsync.pipeline import manifests_path
+        from gitsync.render import references, render
+        from gitsync.source import GitPolicy, GitSource
+
+        source = GitSource(_cache_dir(), GitPolicy(allow_insecure_transports=True))
+        found = await source.open(repository, revision)
+        snapshot = await source.snapshot(found)
+        before = await source.snapshot(await source.open(repository, since)) if since else None
+        desired = await render(snapshot, path or manifests_path(snapshot))
+        specs = select(
+            [entry.path for entry in snapshot.entries()],
+            [ImageUse(reference=use.image, origin=use.origin) for use in references(desired.manifests)],
+            repository=found.repository,
+        )
+        rows = await describe(snapshot, specs, since=before)
+
+        def table() -> Table | str:
+            if not rows:
+                return "The manifests reference no image that this repository builds."
+            shown = columns("NAME", "CONTEXT", "DOCKERFILE", "TAG", *(["TOUCHED BY"] if since else []))
+            for row in rows:
+                cells = [str(row[key]) for key in ("name", "context", "dockerfile", "tag")]
+                shown.add_row(*cells, *([", ".join(row["files"]) or "-"] if since else []))
+            return shown
+
+        emit(rows, output, table)
+
+    run(work())
+
+
+@app.command()
+def render(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory or file: YAML, Kustomize or a chart.")],
+    output: OutputOption = Output.JSON,
+) -> None:
+    """Print the objects of a directory as gitsync reads them: strictly, and exactly as kubectl would."""
+
+    async def work() -> None:
+        from gitsync.render import render_directory
+
+        manifests = await render_directory(directory)
+
+        def table() -> Table:
+            shown = columns("KIND", "NAMESPACE", "NAME", "FROM")
+            for each in manifests:
+                shown.add_row(each.ref.kind, each.ref.namespace, each.ref.name, str(each.origin))
+            return shown
+
+        emit([each.object for each in manifests], output, table)
+
+    run(work())
+
+
+@app.command()
+def health(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Objects as read from a cluster; - is stdin.")],
+    output: OutputOption = Output.JSON,
+) -> None:
+    """Judge the health of objects as read from a cluster ('kubectl get -o yaml')."""
+    from gitsync.model import Origin
+    from gitsync.render.yaml import load
+    from gitsync.rollout.health import describe
+
+    async def work() -> None:
+        rows: list[Json] = []
+        for file in files:
+            try:
+                data = sys.stdin.buffer.read() if str(file) == "-" else await asyncio.to_thread(file.read_bytes)
+            except OSError as error:
+                raise Invalid(str(error.strerror), doing=f"reading {file}", hint="name a file of objects") from error
+            for document in load(data, Origin(file=str(file))):
+                rows += [dict(describe(each)) for each in items_of(document.value)]
+
+        def table() -> Table:
+            shown = columns("KIND", "NAMESPACE", "NAME", "STATUS", "MESSAGE")
+            for row in rows:
+                shown.add_row(*(str(row[key]) for key in ("kind", "namespace", "name", "status", "message")))
+            return shown
+
+        emit(rows, output, table)
+
+    run(work())
+
+
+def items_of(value: Any) -> Sequence[Any]:
+    """The items of a ``List``, or the object itself."""
+    obj = cast("Json", value) if isinstance(value, dict) else {}
+    items: Any = obj.get("items")
+    if str(obj.get("kind", "")).endswith("List") and isinstance(items, list):
+        return cast("list[Any]", items)
+    return [value]
+
+
+# ---------------------------------------------------------------- the service
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per setting of the process, named and described as the setting is."""
+    from gitsync.settings import Settings
+
+    own = inspect.signature(command, eval_str=True)
+    options: list[inspect.Parameter] = []
+    for name, field in Settings.model_fields.items():
+        if name in own.parameters:
+            continue
+        default = field.get_default(call_default_factory=True)  # pyright: ignore[reportCallIssue] - fields take no data
+        shown = str(default) if default not in (None, "", (), {}) and name not in ("identity", "cache_dir") else ""
+        kind: Any = next((each for each in (bool, float, int) if field.annotation is each), str)
+        text = f"{field.description} [env: GITSYNC_{name.upper()}]" + (f" [default: {shown}]" if shown else "")
+        options.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
+            )
+        )
+    parameters = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    command.__signature__ = own.replace(parameters=[*parameters, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in (*parameters, *options)}
+    return command
+
+
+@app.command("run")
+@with_settings
+def run_service(
+    repository: Annotated[
+        str, typer.Argument(help="Follow this one repository: its Application is made. Default: all Applications.")
+    ] = "",
+    *,
+    name: Annotated[str, typer.Option(help="With REPOSITORY: the Application's name; default: the repository's.")] = "",
+    branch: Annotated[str, typer.Option(help="With REPOSITORY: the branch to follow.")] = "main",
+    path: Annotated[str, typer.Option(help="With REPOSITORY: directory of the manifests.")] = "",
+    accept_interruption: Annotated[
+        bool, typer.Option("--accept-interruption", help="With REPOSITORY: allow changes that interrupt, like a Pod's.")
+    ] = False,
+    **settings: Any,
+) -> None:
+    """Run the service: follow every Application of the cluster, or one repository, until Ctrl-C."""
+    from gitsync.service import run_repository, serve
+    from gitsync.settings import Settings
+
+    async def work() -> None:
+        loaded = Settings.load(**settings)
+        stopping = asyncio.current_task()
+        assert stopping is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.cancel)
+        if repository:
+            await run_repository(
+                loaded, repository, name=name, branch=branch, path=path, accept_interruption=accept_interruption
+            )
+        else:
+            await serve(loaded)
+
+    with contextlib.suppress(asyncio.CancelledError):
+        run(work())
+
+
+@app.command()
+def sandbox(
+    kubeconfig: Annotated[Path | None, typer.Option(help="Where to write the kubeconfig.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the API; 0 takes a free one.")] = 0,
+    engine: Annotated[str, typer.Option(help="podman, docker or none; default: whichever is there.")] = "",
+) -> None:
+    """Run a throw-away one-node cluster until Ctrl-C: real containers, no Kubernetes needed."""
+    from gitsync.sandbox import Sandbox
+
+    async def work() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with Sandbox(port=port, kubeconfig=kubeconfig, engine=engine) as cluster:
+            err.print(f"The API answers at {cluster.url}. In another terminal:", markup=False)
+            out.print(f"export KUBECONFIG={cluster.kubeconfig}", markup=False)
+            await stop.wait()
+            err.print("removing everything", markup=False)
+
+    run(work())
+
+
+@app.command()
+def version(output: OutputOption = Output.TABLE) -> None:
+    """Print the version."""
+    emit({"version": __version__}, output, lambda: __version__)

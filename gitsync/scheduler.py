@@ -22,6 +22,7 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 
 from gitsync.errors import GitsyncError, Waiting
+from gitsync.pipeline import Handover, Outcome, Target
 
 log = structlog.get_logger(__name__)
 
@@ -29,38 +30,6 @@ P = TypeVar("P")
 
 FIRST_RETRY = 2.0  # seconds; doubles per failure
 LAST_RETRY = 300.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a lane achieved. ``retry_after``: seconds until the next try without a trigger; ``None``: the poll."""
-
-    delivered: bool = False  # something new serves
-    retry_after: float | None = None
-
-
-class Handover:
-    """Lets an apply ask, at each safe point, whether a newer plan is waiting."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    @property
-    def requested(self) -> bool:
-        return self._event.is_set()
-
-    def request(self) -> None:
-        self._event.set()
-
-    async def wait(self) -> None:
-        await self._event.wait()
-
-
-@dataclass(slots=True)
-class Target:
-    """What a preparation turned out to work on, filled in by the work as soon as it knows: a commit's sha."""
-
-    sha: str = ""
 
 
 class Work(Protocol[P]):

@@ -84,11 +84,12 @@ class Attempt:
     bases: Mapping[str, str] = field(default_factory=_empty)
     started_at: datetime
     generation: int = 0  # of the Application's spec
+    digest: str = ""  # what quarantine would remember
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quarantined:
-    """What must not be tried again: ``digest`` of the objects (``objects_digest``) under a spec's ``generation``."""
+    """What must not be tried again: ``digest`` of a commit's input under a spec's ``generation``."""
 
     digest: str
     generation: int

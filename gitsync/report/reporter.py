@@ -214,6 +214,11 @@ class Run:
         self._stage = Stage.SOURCE
         self.log = structlog.get_logger("gitsync.pipeline").bind(application=application.key)
 
+    @property
+    def at(self) -> Stage:
+        """The stage it is in, or failed in."""
+        return self._stage
+
     def found(self, revision: str) -> None:
         """The revision this run works on; before that, stages are only told when they fail."""
         self.revision = revision

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from gitsync.cluster.answers import Conflict, NoKind
 from gitsync.cluster.client import Cluster
 from gitsync.model import FIELD_MANAGER, Json, Manifest, ObjectRef
-from gitsync.rollout.target import Key, part
+from gitsync.rollout.target import part
 
 # ---------------------------------------------------------------- autoscalers
 
@@ -16,38 +16,23 @@ from gitsync.rollout.target import Key, part
 _AUTOSCALERS = (("autoscaling", "v2", "HorizontalPodAutoscaler"), ("keda.sh", "v1alpha1", "ScaledObject"))
 
 
-def scale_targets(objects: Iterable[Json]) -> frozenset[Key]:
-    """What any of the objects names in ``spec.scaleTargetRef``, whatever its own kind is."""
-    targets: set[Key] = set()
-    for obj in objects:
-        target: dict[str, str] = part(obj, "spec", "scaleTargetRef")
-        if target:
-            group = target.get("apiVersion", "apps/v1").rpartition("/")[0]  # KEDA lets the version and kind out
-            namespace = str(part(obj, "metadata").get("namespace", ""))
-            targets.add((group, target.get("kind", "Deployment"), namespace, target.get("name", "")))
-    return frozenset(targets)
-
-
-async def autoscaled(cluster: Cluster, manifests: Iterable[Manifest], *, impersonate: str = "") -> frozenset[Key]:
-    """Targets of the autoscalers in the manifests and of those that live in the namespaces of their workloads."""
-    wanted = list(manifests)
-    found = scale_targets(manifest.object for manifest in wanted)
+async def autoscalers(cluster: Cluster, manifests: Iterable[Manifest], *, impersonate: str = "") -> tuple[Json, ...]:
+    """The autoscalers that live in the namespaces of the manifests' workloads, whoever made them."""
     namespaces = {
         manifest.ref.namespace
-        for manifest in wanted
+        for manifest in manifests
         if manifest.ref.namespace and "replicas" in part(manifest.object, "spec")
     }
 
-    async def live(kind: tuple[str, str, str], namespace: str) -> frozenset[Key]:
+    async def live(kind: tuple[str, str, str], namespace: str) -> tuple[Json, ...]:
         try:
             resource = await cluster.resource(*kind)
         except NoKind:
-            return frozenset()
-        listing = await cluster.list(resource, namespace=namespace, impersonate=impersonate)
-        return scale_targets(listing.items)
+            return ()
+        return (await cluster.list(resource, namespace=namespace, impersonate=impersonate)).items
 
     answers = await asyncio.gather(*(live(kind, space) for kind in _AUTOSCALERS for space in sorted(namespaces)))
-    return found.union(*answers)
+    return tuple(obj for answer in answers for obj in answer)
 
 
 def without_replicas(obj: Json) -> Json:

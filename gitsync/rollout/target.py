@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 class Target:
     """``impersonate``: user whose rights apply (see ``cluster.client.service_account``), "" for gitsync's own.
 
-    ``autoscaled``: keys of the objects whose ``spec.replicas`` belongs to an autoscaler (``ownership.autoscaled``).
+    ``autoscaled``: keys of the objects whose ``spec.replicas`` belongs to an autoscaler (``plan.autoscaled``).
     """
 
     cluster: Cluster

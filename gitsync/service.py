@@ -1,0 +1,407 @@
+"""The composition root: settings → adapters → tasks, and a graceful stop. Nothing is decided here.
+
+One watch follows the Applications; each change wakes the scheduler with a name. The HTTP surface sees the service as a
+``web.Board``: finished pictures from memory, and a few verbs that end in the same ``wake``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import structlog
+
+from gitsync.application import KIND, PLURAL, VERSION, Application, crd
+from gitsync.cluster.cache import Observed, Watcher
+from gitsync.cluster.client import Cluster
+from gitsync.cluster.lease import Lease
+from gitsync.cluster.record import Record, Records
+from gitsync.errors import Invalid
+from gitsync.images import Access, ImageBuilder, Images, RegistryCredentials, choose
+from gitsync.images.buildah import Buildah
+from gitsync.images.buildctl import Buildctl
+from gitsync.images.docker import Docker
+from gitsync.model import (
+    ANNOTATION_REQUESTED_AT,
+    ANNOTATION_RETRY,
+    API_GROUP,
+    HealthStatus,
+    ObjectRef,
+    Stage,
+)
+from gitsync.pipeline import Defaults, Pipeline, Prepared
+from gitsync.report.log import configure
+from gitsync.report.metrics import Metrics
+from gitsync.report.redact import Redactor
+from gitsync.report.reporter import Reporter, Said
+from gitsync.scheduler import Scheduler
+from gitsync.settings import Settings
+from gitsync.source import GitPolicy, GitSource
+from gitsync.web import server
+from gitsync.web.board import Changes, Commit, Deployment, Step, StepState, View
+from gitsync.web.webhooks import Trigger, parse_secrets
+
+log = structlog.get_logger(__name__)
+
+SECRET_FILE_LIMIT = 64 << 10
+
+
+async def serve(settings: Settings, *, started: Callable[[Service], None] = lambda service: None) -> None:
+    """Run until cancelled. ``started`` is called once, when the HTTP surface listens and Applications are followed."""
+    redactor = Redactor()
+    configure(redactor=redactor, format=settings.log_format, level=settings.log_level)
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(
+            await Cluster.connect(
+                str(settings.kubeconfig or ""), settings.context, allow_plugins=settings.allow_exec_credentials
+            )
+        )
+        service = await stack.enter_async_context(assemble(settings, cluster, redactor))
+        app = server.build(service, service.metrics, web_options(settings, redactor))
+        address = await stack.enter_async_context(server.serve(app, settings.listen_host, settings.listen_port))
+        service.address = address
+        log.info("listening", host=address[0], port=address[1], cluster=cluster.host)
+
+        async def lead() -> None:
+            async with service.leading():
+                started(service)
+                await asyncio.Event().wait()
+
+        if settings.leader_election:
+            lease = Lease(cluster, namespace=settings.lease_namespace, name="gitsync", identity=settings.identity)
+            cluster.guard = lease.require
+            await lease.lead(lead)
+        else:
+            await lead()
+
+
+@contextlib.asynccontextmanager
+async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> AsyncGenerator[Service]:
+    """All parts, made once and handed to each other; closed in the opposite order."""
+    builder = await choose(builders(settings))
+    log.info("images are built", builder=builder.name)
+    access = Access(insecure=frozenset(settings.insecure_registries), mirrors=settings.registry_mirrors)
+    metrics = Metrics()
+    async with (
+        Reporter(cluster, metrics=metrics, redactor=redactor, instance=settings.identity) as reporter,
+        Images(
+            builder,
+            settings.cache_dir / "images",
+            access=access,
+            concurrency=settings.concurrent_builds,
+            build_timeout=settings.build_timeout,
+        ) as images,
+    ):
+        policy = GitPolicy(allow_insecure_transports=settings.allow_insecure_git, fetch_timeout=settings.fetch_timeout)
+        service = Service(settings, cluster, reporter, metrics)
+        service.pipeline = Pipeline(
+            applications=service.parsed.get,
+            source=GitSource(settings.cache_dir, policy),
+            images=images,
+            cluster=cluster,
+            records=Records(cluster),
+            reporter=reporter,
+            defaults=Defaults(
+                push=settings.registry,
+                pull=settings.pull_registry,
+                service_account=settings.default_service_account,
+                login=login(settings),
+            ),
+        )
+        yield service
+
+
+def builders(settings: Settings) -> Sequence[ImageBuilder]:
+    """The backends to try, best first."""
+    store = settings.cache_dir / "layers"
+    every: dict[str, Callable[[], ImageBuilder]] = {
+        "buildkit": lambda: Buildctl(settings.buildkit_address),
+        "docker": lambda: Docker(),
+        "buildah": lambda: Buildah(store / "buildah"),
+        "podman": lambda: Buildah(store / "podman", tool="podman"),
+    }
+    if settings.builder != "auto":
+        return [every[settings.builder]()]
+    names = list(every) if settings.buildkit_address else [name for name in every if name != "buildkit"]
+    return [every[name]() for name in names]
+
+
+def login(settings: Settings) -> RegistryCredentials:
+    if settings.registry_auth_file is None:
+        return RegistryCredentials.from_login_files()
+    data = read_secret_file(settings.registry_auth_file, "--registry-auth-file")
+    return RegistryCredentials.from_dockerconfigjson(data.encode(), source=str(settings.registry_auth_file))
+
+
+def web_options(settings: Settings, redactor: Redactor) -> server.Options:
+    token = read_secret_file(settings.api_token_file, "--api-token-file").strip() if settings.api_token_file else ""
+    secrets: tuple[str, ...] = ()
+    if settings.webhook_secret_file:
+        secrets = parse_secrets(read_secret_file(settings.webhook_secret_file, "--webhook-secret-file"))
+    redactor.learn(*secrets, *([token] if token else []))
+    return server.Options(token=token, public=settings.public_status, webhook_secrets=secrets)
+
+
+def read_secret_file(path: Path, flag: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(SECRET_FILE_LIMIT).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path} cannot be read", doing=f"reading {flag}", reason="InvalidSettings") from error
+
+
+class Service:
+    """The Applications, the tasks that serve them, and what the HTTP surface sees of both."""
+
+    pipeline: Pipeline
+
+    def __init__(self, settings: Settings, cluster: Cluster, reporter: Reporter, metrics: Metrics) -> None:
+        self.settings = settings
+        self.cluster = cluster
+        self.metrics = metrics
+        self.changes = Changes()
+        self.parsed: dict[str, Application] = {}
+        self.address: tuple[str, int] = ("", 0)
+        self._reporter = reporter
+        self._scheduler: Scheduler[Prepared] | None = None
+        self._watcher: Watcher | None = None
+        self._gone: set[asyncio.Task[None]] = set()
+        reporter.listen(self._said)
+
+    # ------------------------------------------------------------------ following the Applications
+
+    @contextlib.asynccontextmanager
+    async def leading(self) -> AsyncGenerator[None]:
+        """Follow every Application and work on it, while the context lasts."""
+        resource = await self.cluster.resource(API_GROUP, VERSION, KIND)
+        watcher = Watcher(
+            self.cluster,
+            resource,
+            self._observed,
+            namespace=self.settings.namespace or self.settings.application.partition("/")[0],
+        )
+        async with Scheduler(self.pipeline) as scheduler, asyncio.TaskGroup() as group:
+            self._scheduler, self._watcher = scheduler, watcher
+            watching = group.create_task(watcher.run(), name=f"watch {PLURAL}")
+            try:
+                yield
+            finally:
+                self._scheduler = self._watcher = None
+                watching.cancel()
+
+    def _observed(self, observed: Observed) -> None:
+        """One Application changed or went. A malformed one is told about and stops nothing else."""
+        namespace, name = observed.key
+        key = f"{namespace}/{name}"
+        if self.settings.application and key != self.settings.application:
+            return
+        if observed.entry is None:
+            self.parsed.pop(key, None)
+            self._background(self._forget(key))
+            return
+        try:
+            application = Application.parse(
+                {"apiVersion": f"{API_GROUP}/{VERSION}", "kind": KIND} | orjson.loads(observed.raw)
+            )
+        except Invalid as error:
+            log.warning("an Application cannot be read", application=key, error=str(error))
+            return
+        self.parsed[key] = application
+        self.wake(key)
+
+    async def _forget(self, key: str) -> None:
+        if self._scheduler is not None:
+            await self._scheduler.forget(key)
+        self.pipeline.forget(key)
+        self._reporter.forget(key)
+
+    def _background(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._gone.add(task)
+        task.add_done_callback(self._gone.discard)
+
+    def wake(self, key: str) -> None:
+        if self._scheduler is not None and key in self.parsed:
+            self._scheduler.wake(key)
+
+    def _said(self, key: str) -> None:
+        """What is said about an Application changed: pages show it, and those that depend on it look again."""
+        self.changes.publish(key)
+        said = self._reporter.said(key)
+        if said is None or said.observation.health.status is not HealthStatus.HEALTHY:
+            return
+        for other in self.parsed.values():
+            if any(f"{each.namespace or other.namespace}/{each.name}" == key for each in other.spec.sync.depends_on):
+                self.wake(other.key)
+
+    # ------------------------------------------------------------------ web.Board
+
+    def applications(self) -> Sequence[View]:
+        return [view for key in sorted(self.parsed) if (view := self.application(key))]
+
+    def application(self, key: str) -> View | None:
+        application = self.parsed.get(key)
+        if application is None:
+            return None
+        return picture(application, self._reporter.said(key), self.pipeline.remembered(key))
+
+    def not_ready(self) -> str:
+        if self._watcher is None:
+            return "not the leader"
+        return "" if self._watcher.synced.is_set() else "the Applications are still being listed"
+
+    def trigger(self, trigger: Trigger) -> int:
+        woken = 0
+        for key, application in self.parsed.items():
+            source = application.spec.source
+            if trigger.concerns(source.repository, source.ref):
+                self.wake(key)
+                woken += 1
+        return woken
+
+    async def sync(self, key: str, *, retry: bool) -> None:
+        now = datetime.now(UTC).isoformat()
+        annotations = {ANNOTATION_REQUESTED_AT: now} | ({ANNOTATION_RETRY: now} if retry else {})
+        await self.cluster.patch(self._ref(key), {"metadata": {"annotations": annotations}})
+
+    async def suspend(self, key: str) -> None:
+        await self.cluster.patch(self._ref(key), {"spec": {"sync": {"suspend": True}}})
+
+    async def resume(self, key: str) -> None:
+        await self.cluster.patch(self._ref(key), {"spec": {"sync": {"suspend": False}}})
+
+    def _ref(self, key: str) -> ObjectRef:
+        application = self.parsed.get(key)
+        if application is None:
+            raise Invalid(f"there is no Application {key}", doing="looking it up", reason="NotFound")
+        return application.ref
+
+
+# ---------------------------------------------------------------- pictures for people
+
+_WAY: tuple[tuple[str, frozenset[Stage]], ...] = (
+    ("commit", frozenset({Stage.SOURCE, Stage.RENDER})),
+    ("images", frozenset({Stage.IMAGES})),
+    ("plan", frozenset({Stage.PLAN, Stage.RECORD})),
+    ("rollout", frozenset({Stage.ROLLOUT, Stage.PRUNE, Stage.RESTORE})),
+    ("pods", frozenset({Stage.REPORT})),
+)
+
+
+def picture(application: Application, said: Said | None, record: Record | None) -> View:
+    """One Application as the page shows it. Pure."""
+    status: Mapping[str, Any] = said.written if said else application.status
+    history = tuple(
+        Deployment(
+            revision=str(entry.revision),
+            at=entry.finished_at,
+            outcome=entry.outcome.lower(),
+            subject=entry.revision.subject,
+            author=entry.revision.author,
+            seconds=(entry.finished_at - entry.started_at).total_seconds(),
+            message=entry.message,
+        )
+        for entry in (record.history if record else ())
+    )
+    good = record.last_good if record else None
+    commit = None
+    if good is not None:
+        revision = good.revision
+        commit = Commit(
+            revision=str(revision), sha=revision.sha, subject=revision.subject, author=revision.author,
+            at=revision.committed_at,
+        )  # fmt: skip
+    return View(
+        namespace=application.namespace,
+        name=application.name,
+        repository=application.spec.source.repository,
+        ref=application.spec.source.ref.value,
+        suspended=application.spec.sync.suspend,
+        status=status,
+        commit=commit,
+        steps=steps(said),
+        history=history,
+    )
+
+
+def steps(said: Said | None) -> tuple[Step, ...]:
+    """How far the latest attempt got, as the five steps from commit to pods."""
+    attempt = said.observation.attempt if said else None
+    if said is None or attempt is None:
+        return tuple(Step(name=name, state=StepState.WAITING) for name, _ in _WAY)
+    at = next(number for number, (_, stages) in enumerate(_WAY) if attempt.stage in stages)
+    if not attempt.running and attempt.error is None:
+        at = len(_WAY)
+    rows: list[Step] = []
+    for number, (name, _) in enumerate(_WAY):
+        state = StepState.DONE if number < at else StepState.WAITING
+        summary, details = "", ()
+        if number == at:
+            state = StepState.RUNNING if attempt.running else StepState.FAILED
+            summary = str(attempt.error) if attempt.error else attempt.message
+        elif name == "images":
+            details = tuple(image.reference for image in said.observation.images)
+        elif name == "pods" and state is StepState.DONE:
+            summary = said.observation.health.message or said.observation.health.status.value
+        rows.append(Step(name=name, state=state, summary=summary, details=details))
+    return tuple(rows)
+
+
+# ---------------------------------------------------------------- one repository, no Application yet
+
+
+async def run_repository(
+    settings: Settings,
+    repository: str,
+    *,
+    name: str = "",
+    branch: str = "main",
+    path: str = "",
+    accept_interruption: bool = False,
+    started: Callable[[Service], None] = lambda service: None,
+) -> None:
+    """Make the Application of one repository, with a default for everything else, and follow it until cancelled."""
+    url, local = repository, "://" not in repository and Path(repository).is_dir()  # noqa: ASYNC240 - once, at start
+    if local:
+        url = Path(repository).resolve().as_uri()  # noqa: ASYNC240
+    named = name or re.sub(r"[^a-z0-9-]+", "-", url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".git").lower())
+    namespace = settings.namespace or "default"
+    spec: dict[str, Any] = {"source": {"repository": url, "ref": {"branch": branch}}}
+    if path:
+        spec["source"]["path"] = path
+    if accept_interruption:
+        spec["sync"] = {"acceptInterruption": True}
+    obj = {
+        "apiVersion": f"{API_GROUP}/{VERSION}",
+        "kind": KIND,
+        "metadata": {"name": named.strip("-"), "namespace": namespace},
+        "spec": spec,
+    }
+    application = Application.parse(obj)
+    async with await Cluster.connect(
+        str(settings.kubeconfig or ""), settings.context, allow_plugins=settings.allow_exec_credentials
+    ) as cluster:
+        await ensure_application(cluster, obj)
+    changes = {"application": application.key} | ({"allow_insecure_git": True} if local else {})
+    await serve(settings.model_copy(update=changes), started=started)
+
+
+async def ensure_application(cluster: Cluster, obj: dict[str, Any]) -> None:
+    """Teach the cluster the kind if it does not know it, and write the Application."""
+    definition = crd()
+    if await cluster.get(ObjectRef.of(definition)) is None:
+        await cluster.apply(definition)
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await cluster.resource(API_GROUP, VERSION, KIND)
+                break
+            except Invalid:  # not served yet
+                await asyncio.sleep(0.2)
+    await cluster.apply(obj)
