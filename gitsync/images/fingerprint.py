@@ -9,6 +9,7 @@ import hashlib
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gitsync.model import FileMode, Fingerprint, ImageSpec, TreeEntry
 
@@ -27,8 +28,14 @@ class Inputs:
 
 
 def inside(path: str, context: str) -> str:
-    """``path`` relative to the context. Both are relative to the root; the context may be "" or "."."""
-    return path if posixpath.normpath(context or ".") == "." else posixpath.relpath(path, context)
+    """``path`` relative to the context it lies in. Both are relative to the root; the context may be "" or "."."""
+    return path.removeprefix(_prefix(context))
+
+
+@lru_cache
+def _prefix(context: str) -> str:
+    normal = posixpath.normpath(context or ".")
+    return "" if normal == "." else f"{normal}/"
 
 
 def fingerprint(

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from gitsync.errors import Invalid
-from gitsync.images import describe
+from gitsync.images import Destination, Images, describe
+from gitsync.images.buildah import Buildah
 from gitsync.model import ImageSpec
 from tests.unit.images.support import HELLO, Repository
 
@@ -94,3 +95,10 @@ async def test_an_entry_that_does_not_fit_the_repository(tmp_path: Path, spec: I
     commit = await repo.commit(FILES)
     with pytest.raises(Invalid, match=said):
         await describe(commit, [spec])
+
+
+async def test_without_a_registry_nothing_is_pushed_anywhere(tmp_path: Path) -> None:
+    commit = await Repository(tmp_path / "shop").commit(FILES)
+    async with Images(Buildah(tmp_path / "store"), tmp_path / "work") as images:
+        with pytest.raises(Invalid, match=r"no registry to push image shop/web to.*set a registry"):
+            await images.ensure(commit, [WEB], to=Destination())
