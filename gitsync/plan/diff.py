@@ -127,9 +127,7 @@ def same_quantity(one: JsonValue, other: JsonValue) -> bool:
 
 def quantity(value: JsonValue) -> Fraction | None:
     """A Kubernetes quantity as an exact number; ``None`` if it is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    match = _QUANTITY.fullmatch(str(value).strip())
+    match = _QUANTITY.fullmatch(str(value).strip()) if isinstance(value, (int, float, str)) else None
     if match is None:
         return None
     number, suffix, exponent = match.groups()

@@ -77,26 +77,60 @@ class _Scope:
         for scaler in (*autoscalers, *self.mine.values()):
             if target := scale_target(scaler):
                 self.scalers[target] = as_map(scaler, "spec")
-        self.services: dict[str, list[Manifest]] = {}
+        self._services: dict[_Pair, list[Manifest]] = {}
         for each in filter(_selects, desired.manifests):
-            self.services.setdefault(each.ref.namespace, []).append(each)
-        self.new_pods = _pods_by_namespace(self.mine)
-        self.running_pods = _pods_by_namespace(previous)
-        self._by_kind: dict[Key, list[Json]] = {}
+            self._services.setdefault(_first_pair(each.ref.namespace, _selector(each.object)), []).append(each)
+        self._budgets: dict[_Pair, list[Json]] = {}
         for key, obj in {**previous, **self.mine}.items():
-            self._by_kind.setdefault((*key[:3], ""), []).append(obj)
+            if key[:2] == ("policy", "PodDisruptionBudget"):
+                spec = as_map(obj, "spec")
+                pair = _first_pair(key[2], as_map(as_map(spec, "selector"), "matchLabels"))
+                self._budgets.setdefault(pair, []).append(spec)
+        self._new_pods = _pods_by_label(self.mine)
+        self._running_pods = _pods_by_label(previous)
 
-    def objects(self, group: str, kind: str, namespace: str) -> list[Json]:
-        """Those of the commit, and those of the cluster that the commit does not hold."""
-        return self._by_kind.get((group, kind, namespace, ""), [])
+    def object(self, key: Key) -> Json | None:
+        """That of the commit, or else that of the cluster."""
+        return self.mine.get(key) or self.previous.get(key)
+
+    def services(self, namespace: str, labels: Json) -> list[Manifest]:
+        """Services of the commit that select pods of these labels."""
+        near = (each for pair in _pairs(namespace, labels) for each in self._services.get(pair, ()))
+        return [each for each in near if _covers(_selector(each.object), labels)]
+
+    def budgets(self, namespace: str, labels: Json) -> list[Json]:
+        """Specs of the PodDisruptionBudgets, of commit and cluster, for pods of these labels."""
+        pairs = [*_pairs(namespace, labels), _first_pair(namespace, {})]
+        near = (spec for pair in pairs for spec in self._budgets.get(pair, ()))
+        return [spec for spec in near if _matches(spec.get("selector"), labels)]
+
+    def selects_new(self, namespace: str, selector: Json) -> bool:
+        pods = self._new_pods.get(_first_pair(namespace, selector), ())
+        return any(_covers(selector, labels) for labels in pods)
+
+    def selects_running(self, namespace: str, selector: Json) -> bool:
+        pods = self._running_pods.get(_first_pair(namespace, selector), ())
+        return any(_covers(selector, labels) for labels in pods)
 
 
-def _pods_by_namespace(objects: Mapping[Key, Json]) -> dict[str, list[Json]]:
-    """Labels of the pods that the objects make, by namespace."""
-    found: dict[str, list[Json]] = {}
+_Pair = tuple[str, str, str]  # a namespace and one label: what selects and what is selected share it
+
+
+def _pairs(namespace: str, labels: Json) -> list[_Pair]:
+    return [(namespace, key, str(value)) for key, value in labels.items()]
+
+
+def _first_pair(namespace: str, selector: Json) -> _Pair:
+    return next(iter(_pairs(namespace, selector)), (namespace, "", ""))
+
+
+def _pods_by_label(objects: Mapping[Key, Json]) -> dict[_Pair, list[Json]]:
+    """Labels of the pods that the objects make, under each of them."""
+    found: dict[_Pair, list[Json]] = {}
     for key, obj in objects.items():
         if (template := _template(obj)) is not None:
-            found.setdefault(key[2], []).append(_labels(template))
+            for pair in _pairs(key[2], _labels(template)):
+                found.setdefault(pair, []).append(_labels(template))
     return found
 
 
@@ -105,9 +139,7 @@ def _workload(manifest: Manifest, template: Json, scope: _Scope) -> "_Workload":
     if scaler := scope.scalers.get(manifest.ref.key):
         low = _number(scaler.get("minReplicas", scaler.get("minReplicaCount")), 1)
         high = max(low, _number(scaler.get("maxReplicas", scaler.get("maxReplicaCount")), low))
-    labels = _labels(template)
-    near = scope.services.get(manifest.ref.namespace, ())
-    services = [each for each in near if _covers(_selector(each.object), labels)]
+    services = scope.services(manifest.ref.namespace, _labels(template))
     return _Workload(manifest=manifest, template=template, low=low, high=high, services=services, scope=scope)
 
 
@@ -316,7 +348,7 @@ def _no_room(it: _Workload) -> Iterator[Finding]:
     hint = "remove it, or say that an interruption is accepted"
     for index, volume in enumerate(as_list(it.pod, "volumes")):
         name = as_map(volume, "persistentVolumeClaim").get("claimName")
-        modes = _access_modes(it, name)
+        modes = access_modes(it.scope.object(("", "PersistentVolumeClaim", it.ref.namespace, str(name))) or {})
         if modes and not {"ReadWriteMany", "ReadOnlyMany"} & modes:
             base = f"{it.at_pod}.volumes"
             path = f"{base}[name={volume.get('name', index)}].persistentVolumeClaim.claimName"
@@ -364,7 +396,7 @@ def _images(it: _Workload) -> Iterator[Finding]:
 def _service(service: Manifest, scope: _Scope) -> Iterator[Finding]:
     selector, namespace = _selector(service.object), service.ref.namespace
     wanted = ", ".join(f"{key}={value}" for key, value in selector.items())
-    if not any(_covers(selector, labels) for labels in scope.new_pods.get(namespace, ())):
+    if not scope.selects_new(namespace, selector):
         # An operator may make the pods of a custom resource; nothing in the commit can tell.
         yield _finding(
             service,
@@ -376,9 +408,8 @@ def _service(service: Manifest, scope: _Scope) -> Iterator[Finding]:
         )
         return
     before = scope.previous.get(service.ref.key)
-    running = scope.running_pods.get(namespace, [])
-    served = before is not None and any(_covers(_selector(before), labels) for labels in running)
-    if served and not any(_covers(selector, labels) for labels in running):
+    served = before is not None and scope.selects_running(namespace, _selector(before))
+    if served and not scope.selects_running(namespace, selector):
         yield _finding(
             service,
             "service-selector",
@@ -394,9 +425,8 @@ def _leaves_its_service(it: _Workload) -> Iterator[Finding]:
     template = _template(old) if old else None
     if template is None or not it.rolls:
         return
-    for service in it.scope.services.get(it.ref.namespace, ()):
-        selector = _selector(service.object)
-        if _covers(selector, _labels(template)) and not _covers(selector, _labels(it.template)):
+    for service in it.scope.services(it.ref.namespace, _labels(template)):
+        if service not in it.services:
             yield it.finding(
                 "service-selector",
                 "spec.template.metadata.labels",
@@ -464,11 +494,7 @@ def _spare(it: _Workload) -> Iterator[Finding]:
 
 
 def _disruption_budget(it: _Workload) -> Iterator[Finding]:
-    budgets = [
-        as_map(obj, "spec")
-        for obj in it.scope.objects("policy", "PodDisruptionBudget", it.ref.namespace)
-        if _matches(as_map(obj, "spec").get("selector"), _labels(it.template))
-    ]
+    budgets = it.scope.budgets(it.ref.namespace, _labels(it.template))
     if not budgets:
         hint = "add a PodDisruptionBudget with maxUnavailable: 1"
         message = "no PodDisruptionBudget covers it: a drain may stop all of its pods at once"
@@ -646,13 +672,6 @@ def _holds(term: Json, labels: Json) -> bool:
 
 def _is_custom(ref: ObjectRef) -> bool:
     return "." in ref.group and not ref.group.endswith(".k8s.io")
-
-
-def _access_modes(it: _Workload, claim: Any) -> set[str]:
-    for obj in it.scope.objects("", "PersistentVolumeClaim", it.ref.namespace):
-        if claim and as_map(obj, "metadata").get("name") == claim:
-            return access_modes(obj)
-    return set()
 
 
 def access_modes(claim: Json) -> set[str]:
