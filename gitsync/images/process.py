@@ -45,7 +45,7 @@ async def run(argv: Sequence[str], log: Callable[[str], None], *, environ: Mappi
     env = {name: os.environ[name] for name in _PASSED if name in os.environ} | dict(environ or {})
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", reaper.__file__, *argv),
+            *(sys.executable, "-I", "-S", reaper.__file__, str(os.getpid()), *argv),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Runs one command, then ends whatever it left: ``python -I -S reaper.py COMMAND…``. Standard library only.
+"""Runs one command, then ends whatever it left: ``python -I -S reaper.py PARENT COMMAND…``. Standard library only.
 
 A chroot build has no process namespace: a daemon that a RUN starts in a session of its own outlives both its step and
 a kill of the builder's process group. This parent adopts such strays (PR_SET_CHILD_SUBREAPER) and kills them, and it
@@ -16,11 +16,13 @@ GRACE = 5.0
 _PDEATHSIG, _SUBREAPER = 1, 36
 
 
-def main(argv: list[str]) -> int:
+def main(parent: int, argv: list[str]) -> int:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(_SUBREAPER, 1, 0, 0, 0)
         libc.prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it died before we asked to be told
+            return 128 + signal.SIGTERM
 
     def on_term(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -63,4 +65,4 @@ def _kill_children(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
