@@ -593,6 +593,9 @@ def run_service(
     name: Annotated[str, typer.Option(help="With REPOSITORY: the Application's name; default: the repository's.")] = "",
     branch: Annotated[str, typer.Option(help="With REPOSITORY: the branch to follow.")] = "main",
     path: Annotated[str, typer.Option(help="With REPOSITORY: directory of the manifests.")] = "",
+    secret: Annotated[
+        str, typer.Option(help="With REPOSITORY: Secret in the Application's namespace with the login to the git host.")
+    ] = "",
     accept_interruption: Annotated[
         bool, typer.Option("--accept-interruption", help="With REPOSITORY: allow changes that interrupt, like a Pod's.")
     ] = False,
@@ -609,7 +612,13 @@ def run_service(
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.cancel)
         if repository:
             await run_repository(
-                loaded, repository, name=name, branch=branch, path=path, accept_interruption=accept_interruption
+                loaded,
+                repository,
+                name=name,
+                branch=branch,
+                path=path,
+                secret=secret,
+                accept_interruption=accept_interruption,
             )
         else:
             await serve(loaded)

@@ -220,10 +220,10 @@ class Pipeline:
         async with run.stage(Stage.SOURCE):
             self._require_dependencies(application)
             record = memory.record or await self._load(application, memory)
-            if record.attempt is not None and not memory.resumed:
-                memory.resumed = True
-                if (resumed := await self._resume(application, memory, record, record.attempt, run)) is not None:
-                    return resumed
+            first, memory.resumed = not memory.resumed, True
+            resumed = await self._resume(application, memory, record, run) if first else None
+            if resumed is not None:
+                return resumed
             revision = await self._fetch(application)
             target.sha = revision.sha
             decision = self._decision(application, revision)
@@ -527,10 +527,11 @@ class Pipeline:
         memory.decided = prepared.decision
         run.succeeded(f"{revision} changes nothing in the cluster", **self._deployed(prepared))
 
-    async def _resume(
-        self, application: Application, memory: _Memory, record: Record, attempt: Attempt, run: Run
-    ) -> Prepared | None:
-        """Go on with what a former process began, from the Record alone. ``None`` if the spec has changed since."""
+    async def _resume(self, application: Application, memory: _Memory, record: Record, run: Run) -> Prepared | None:
+        """Go on with what a former process began, from the Record alone. ``None``: nothing, or the spec has changed."""
+        attempt = record.attempt
+        if attempt is None:
+            return None
         record = await self._settle(application, memory, record, attempt)
         if attempt.generation != application.generation and attempt.phase is not Stage.RESTORE:
             return None

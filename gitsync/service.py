@@ -363,6 +363,7 @@ async def run_repository(
     name: str = "",
     branch: str = "main",
     path: str = "",
+    secret: str = "",
     accept_interruption: bool = False,
     started: Callable[[Service], None] = lambda service: None,
 ) -> None:
@@ -375,6 +376,8 @@ async def run_repository(
     spec: dict[str, Any] = {"source": {"repository": url, "ref": {"branch": branch}}}
     if path:
         spec["source"]["path"] = path
+    if secret:
+        spec["source"]["secretRef"] = {"name": secret}
     if accept_interruption:
         spec["sync"] = {"acceptInterruption": True}
     obj = {
