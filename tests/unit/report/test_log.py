@@ -84,8 +84,9 @@ def test_level() -> None:
 def test_console_lines_cannot_be_forged_or_steer_the_terminal() -> None:
     stream = configured(format="console")
     structlog.get_logger("x").info("built", subject="a\nforged line \x1b[2J\u202egnp", other={"k\n": "\r"})
+    logging.getLogger("another").warning("said %s", "a\nforged line \x1b[2J")
     text = stream.getvalue()
-    assert text.count("\n") == 1
+    assert text.count("\n") == 2
     assert "\\x1b[2J" in text
     assert "\x1b" not in text
     assert "\u202e" not in text

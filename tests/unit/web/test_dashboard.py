@@ -12,7 +12,7 @@ from gitsync.web.server import Options
 
 from .conftest import AT, Site, Start, view
 
-EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*11111}}"
 
 
 class Page(HTMLParser):
@@ -114,7 +114,7 @@ async def test_nothing_from_a_repository_becomes_markup(public: Site) -> None:
         assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
         assert not [name for _, attributes in found.tags for name in attributes if name == "style"]
         assert EVIL in found.text
-        assert "49" not in found.text
+        assert "77777" not in found.text
     assert len((await page(public, "/")).tags) - len(clean_list) < 5
 
 
@@ -136,8 +136,9 @@ async def test_the_stream_says_names_only_and_each_once(public: Site) -> None:
         public.board.changes.publish("prod/hello")
         assert await answer.content.readuntil(b"\n\n") == b"event: change\ndata: prod/hello\n\n"
         assert await answer.content.readuntil(b"\n\n") == b"event: change\ndata: prod/shop\n\n"
-        public.board.changes.publish("prod/hello")
-        assert await answer.content.readuntil(b"\n\n") == b"event: change\ndata: prod/hello\n\n"
+        for _ in range(2):
+            public.board.changes.publish("prod/hello")
+            assert await answer.content.readuntil(b"\n\n") == b"event: change\ndata: prod/hello\n\n"
 
 
 async def test_a_silent_stream_is_kept_alive(public: Site, monkeypatch: pytest.MonkeyPatch) -> None:
