@@ -278,8 +278,8 @@ class Source(_Model):
     exists first in this order. "." is the root."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials, by these keys: username and password, bearerToken, or identity and known_hosts."""
-    interval: Duration = _default("1m")
-    """How often to look for new commits when no webhook announces them."""
+    interval: Duration | None = None
+    """How often to look for new commits when no webhook announces them. Default: the service's own, one minute."""
 
 
 class ImageEntry(_Model):

@@ -84,6 +84,7 @@ class Defaults:
     push: str = ""
     pull: str = ""
     service_account: str = ""
+    interval: float = 60.0  # seconds between polls
     login: RegistryCredentials = field(default_factory=RegistryCredentials)
 
 
@@ -189,7 +190,8 @@ class Pipeline:
 
     def interval(self, key: str) -> float:
         application = self._applications(key)
-        return application.spec.source.interval.total_seconds() if application else 60.0
+        wanted = application.spec.source.interval if application else None
+        return wanted.total_seconds() if wanted else self._defaults.interval
 
     async def head(self, key: str) -> str:
         application = self._applications(key)
@@ -228,8 +230,9 @@ class Pipeline:
             target.sha = revision.sha
             decision = self._decision(application, revision)
             if decision in (memory.decided, memory.applying):
-                self._reporter.observe(application, suspended=False, **handled(application))
-                self._reporter.recovered(application)
+                if memory.applying is None:
+                    self._reporter.observe(application, suspended=False, **handled(application))
+                    self._reporter.recovered(application)
                 return None
             run.found(str(revision))
             memory.considering, memory.digest = decision, ""

@@ -111,6 +111,7 @@ async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> 
                 push=settings.registry,
                 pull=settings.pull_registry,
                 service_account=settings.default_service_account,
+                interval=settings.interval,
                 login=login(settings),
             ),
         )

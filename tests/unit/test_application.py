@@ -43,7 +43,7 @@ def test_defaults() -> None:
     spec = app.spec
     assert (spec.source.ref.kind, spec.source.ref.value) == ("branch", "main")
     assert spec.source.path == ""
-    assert spec.source.interval == timedelta(minutes=1)
+    assert spec.source.interval is None
     assert spec.zero_downtime == "warn"
     sync = spec.sync
     assert (sync.prune, sync.suspend, sync.deletion_policy, sync.self_heal) == (True, False, "orphan", "repair")
@@ -212,7 +212,6 @@ def test_the_schema_has_exactly_the_fields_of_the_models() -> None:
     assert set(spec["properties"]) == {f.alias for f in ApplicationSpec.model_fields.values()}
     defaults = {path: node["default"] for path, node in nodes(spec) if "default" in node}
     assert defaults == {
-        ".source.interval": "1m",
         ".sync.prune": True,
         ".sync.suspend": False,
         ".sync.deletionPolicy": "orphan",
