@@ -242,7 +242,7 @@ def _strategy(it: _Workload) -> Iterator[Finding]:
 
 
 def _surge(it: _Workload) -> Iterator[Finding]:
-    if it.ref.group != "apps" or it.kind not in ("Deployment", "DaemonSet") or it.high == 0:
+    if it.kind not in ("Deployment", "DaemonSet") or it.high == 0:
         return
     field = "strategy" if it.kind == "Deployment" else "updateStrategy"
     strategy = as_map(it.spec, field)
@@ -327,7 +327,7 @@ def _draining(it: _Workload) -> Iterator[Finding]:
 
 
 def _deadline(it: _Workload) -> Iterator[Finding]:
-    if it.kind != "Deployment" or not it.rolls:
+    if it.kind != "Deployment":
         return
     deadline = _number(it.spec.get("progressDeadlineSeconds"), 600)
     start = max((_start_up(container) for container, _, _ in it.containers()), default=0)
@@ -343,7 +343,7 @@ def _deadline(it: _Workload) -> Iterator[Finding]:
 
 def _no_room(it: _Workload) -> Iterator[Finding]:
     """What only one pod can have at a time, so that the surge pod cannot start beside the old one."""
-    if it.kind != "Deployment" or not it.rolls:
+    if it.kind != "Deployment":
         return
     hint = "remove it, or say that an interruption is accepted"
     for index, volume in enumerate(as_list(it.pod, "volumes")):

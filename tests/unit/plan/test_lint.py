@@ -122,6 +122,7 @@ TABLE: list[tuple[str, str, str, list[tuple[str, str, str]]]] = [
     ("an autoscaler may make it four", "{spec: {replicas: null, strategy: null}}", HPA % (2, 4),
      [("max-unavailable", E, "spec.strategy.rollingUpdate.maxUnavailable")]),
     ("an autoscaler may make it three", "{spec: {replicas: null, strategy: null}}", HPA % (2, 3), []),
+    ("a surge that is no percentage", "{spec: {strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: lots}}}}", "", []),
     ("what is no percentage is the server's business", "{spec: {strategy: {rollingUpdate: {maxUnavailable: lots}}}}", "", []),
     # readiness
     ("no readiness probe", container("{readinessProbe: null}"), "", [("readiness-probe", E, f"{ONE}.readinessProbe")]),
@@ -344,6 +345,28 @@ def test_a_bare_pod_is_said_to_be_one() -> None:
     assert verdicts(desired(pod)) == [("bare-pod", W, "kind")]
     assert "cannot roll without an interruption" in lint(desired(pod))[0].message
     assert verdicts(desired(pod.replace("containers:", "restartPolicy: Never, containers:"))) == []
+
+
+def test_the_message_says_whose_number_it_is() -> None:
+    (default,) = lint(app("{spec: {replicas: 4, strategy: null}}"))
+    assert default.message == "the default maxUnavailable 25% takes 1 of 4 replicas away before the new pods are ready"
+    (own,) = lint(app("{spec: {replicas: 4, strategy: {rollingUpdate: {maxUnavailable: 2}}}}"))
+    assert own.message == "maxUnavailable 2 takes 2 of 4 replicas away before the new pods are ready"
+    assert lint(other("DaemonSet"))[0].message.startswith("the default maxUnavailable 1 takes a node's only pod away")
+
+
+def test_the_path_in_a_bare_pod() -> None:
+    pod = "{apiVersion: v1, kind: Pod, metadata: {name: hello}, spec: {containers: [{name: a, image: a}]}}"
+    assert ("image-digest", E, "spec.containers[name=a].image") in verdicts(desired(pod))
+
+
+def test_what_does_not_roll_by_itself_is_left_alone() -> None:
+    assert {
+        rule
+        for rule, *_ in verdicts(other("ReplicaSet", container("{readinessProbe: null, lifecycle: null, image: a}")))
+    } == set()
+    daemon = other("DaemonSet")
+    assert verdicts(replace(daemon, manifests=daemon.manifests[:1])) == [], "no Service: nobody waits for its answer"
 
 
 def test_jobs_have_no_rollout() -> None:

@@ -498,7 +498,9 @@ EXCLUSIVE = [
     (HOST_PORT, "", "host port 8080/TCP is held by Deployment/shop/web"),
     (MOUNT, CLAIM, "the volume of shop/d is held by Deployment/shop/web"),
     (INGRESS, "", "ingress host a.example/ is held by Ingress/shop/web"),
+    (INGRESS.replace("host: a.example, ", ""), "", "ingress host */ is held by"),
     (MOUNT, CLAIM.replace("ReadWriteOnce", "ReadWriteMany"), ""),
+    (MOUNT, "", ""),
     (SERVICE, "", ""),
 ]
 
@@ -515,6 +517,13 @@ def test_exclusive_claims_between_an_old_and_a_new_name(old: str, also: str, mes
     else:
         assert make(both, live).prunes
     assert not make(old + (f"\n---\n{also}" if also else ""), live).prunes
+
+
+def test_a_claim_is_known_from_git_or_from_the_cluster() -> None:
+    new = MOUNT.replace("name: web, namespace", "name: web2, namespace")
+    assert refused(f"{new}\n---\n{CLAIM}", cluster(MOUNT)).reason == "ExclusiveClaim"
+    foreign = cluster(CLAIM, owner="")
+    assert refused(new, cluster(MOUNT) | foreign).reason == "ExclusiveClaim"
 
 
 # ---------------------------------------------------------------- Jobs
