@@ -400,19 +400,24 @@ class Cluster:
                 if response.content_type != "application/json":
                     raise Transient(f"the answer is {response.content_type}, not JSON", doing=doing)
                 on_open()
-                rest = b""
-                while True:
-                    async with asyncio.timeout(ends - time.monotonic()):  # never around a yield: it cancels the task
-                        chunk = await response.content.readany()
-                    if not chunk:
-                        return
-                    lines = (rest + chunk if rest else chunk).split(b"\n")
-                    rest = lines.pop()
-                    if len(rest) > OBJECT_LIMIT:
-                        raise Transient(f"an event is larger than {OBJECT_LIMIT} bytes", doing=doing)
-                    for line in lines:
-                        if line:
-                            yield read_event(line, doing)
+                try:
+                    rest = b""
+                    while True:
+                        async with asyncio.timeout(ends - time.monotonic()):  # not around a yield: it cancels the task
+                            chunk = await response.content.readany()
+                        if not chunk:
+                            return
+                        lines = (rest + chunk if rest else chunk).split(b"\n")
+                        rest = lines.pop()
+                        if len(rest) > OBJECT_LIMIT:
+                            raise Transient(f"an event is larger than {OBJECT_LIMIT} bytes", doing=doing)
+                        for line in lines:
+                            if line:
+                                yield read_event(line, doing)
+                finally:
+                    # Left early, the server has more to say, and a polite farewell (TLS) could wait for it for ever.
+                    if response.connection is not None and response.connection.transport is not None:
+                        response.connection.transport.abort()
         except TimeoutError as error:
             raise Transient("the server fell silent", doing=doing, reason="Silent") from error
         except (aiohttp.ClientError, OSError) as error:
@@ -426,7 +431,7 @@ class Cluster:
         path = (await self.resource_of(pod)).path(pod.namespace, pod.name, "log")
         try:
             answer = await self._call(
-                "GET", path, query=query, doing="reading the log of", ref=pod, retry=True, deadline=10, absent_ok=True
+                "GET", path, query=query, doing="reading the log of", ref=pod, deadline=10, absent_ok=True
             )
         except Rejected as error:
             if error.status == 400:  # no such container yet, or no previous one

@@ -137,15 +137,6 @@ class Record:
     stored: Stored = Stored()
 
 
-def objects_digest(objects: tuple[Json, ...]) -> str:
-    """sha256 over rendered, pinned objects, whatever the order of their keys."""
-    digest = sha256()
-    for each in objects:
-        digest.update(orjson.dumps(each, option=orjson.OPT_SORT_KEYS))
-        digest.update(b"\n")
-    return digest.hexdigest()
-
-
 # ---------------------------------------------------------------- bytes
 
 

@@ -1,0 +1,168 @@
+"""A wave is over when its pods serve; a failure is told from bad luck."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gitsync.cluster.client import Cluster
+from gitsync.errors import Transient
+from gitsync.model import Health, HealthStatus, Json, ObjectRef
+from gitsync.rollout import watch
+from gitsync.rollout.apply import apply_wave
+from gitsync.rollout.health import Blame
+from gitsync.rollout.target import Target
+from gitsync.rollout.watch import Outcome, Verdict, wait_healthy
+from tests.unit.rollout.conftest import Node, change, config_map, deployment, service, status_of
+
+
+async def roll(target: Target, *objects: Json, action: str = "create", **options: Any) -> Outcome:
+    applied = await apply_wave(target, [change(target, obj, action) for obj in objects])
+    return await asyncio.wait_for(wait_healthy(target, applied, **options), 60)
+
+
+async def test_a_deployment_behind_a_service_becomes_healthy(target: Target, node: Node, namespace: str) -> None:
+    heard: list[Health] = []
+    outcome = await roll(
+        target,
+        service(namespace),
+        config_map(namespace, "c"),
+        deployment(namespace, replicas=2),
+        on_health=heard.append,
+    )
+    assert outcome.verdict is Verdict.HEALTHY
+    assert outcome.lowest_ready_share is None  # nothing served before
+    assert [each.status for each in outcome.health.values()] == [HealthStatus.HEALTHY]
+    assert heard[0].status is HealthStatus.PROGRESSING
+    assert heard[-1].status is HealthStatus.HEALTHY
+
+
+async def test_an_update_ends_when_the_old_pods_are_gone(
+    target: Target, node: Node, namespace: str, cluster: Cluster
+) -> None:
+    await roll(target, service(namespace), deployment(namespace, replicas=2))
+    outcome = await roll(target, deployment(namespace, replicas=2, image="web:2"), action="update")
+    assert outcome.verdict is Verdict.HEALTHY
+    assert outcome.lowest_ready_share == 1.0
+    pods = await cluster.list(await cluster.resource("", "v1", "Pod"), namespace=namespace)
+    assert {pod["spec"]["containers"][0]["image"] for pod in pods.items} == {"web:2"}
+
+
+async def test_the_lowest_share_of_ready_endpoints_is_measured(target: Target, node: Node, namespace: str) -> None:
+    outage = deployment(namespace, replicas=2)
+    outage["spec"]["strategy"] = {"rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}
+    await roll(target, service(namespace), outage)
+    outage["spec"]["template"]["spec"]["containers"][0]["image"] = "web:2"
+    outcome = await roll(target, outage, action="update")
+    assert outcome.verdict is Verdict.HEALTHY
+    assert outcome.lowest_ready_share == 0.5
+
+
+async def test_crash_loops_speak_against_the_commit(target: Target, node: Node, namespace: str) -> None:
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting"}}
+    node.decide = lambda pod: status_of(pod, ready=False, state=waiting, restartCount=3)
+    outcome = await roll(target, deployment(namespace))
+    assert (outcome.verdict, outcome.blame) == (Verdict.FAILED, Blame.COMMIT)
+    assert outcome.ref is not None
+    assert outcome.ref.name == "web"
+    assert "CrashLoopBackOff" in outcome.message
+
+
+async def test_one_crash_proves_nothing_yet(target: Target, node: Node, namespace: str) -> None:
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting"}}
+    node.decide = lambda pod: status_of(pod, ready=False, state=waiting, restartCount=1)
+    applied = await apply_wave(target, [change(target, deployment(namespace))])
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(wait_healthy(target, applied), 2)
+
+
+async def test_a_probe_that_never_passes_fails_at_the_progress_deadline(
+    target: Target, node: Node, namespace: str
+) -> None:
+    node.decide = lambda pod: status_of(pod, ready=False)
+    outcome = await roll(target, deployment(namespace))
+    assert (outcome.verdict, outcome.blame) == (Verdict.FAILED, Blame.COMMIT)
+    assert "readinessProbe" in outcome.message
+
+
+async def test_an_image_that_cannot_be_pulled_is_bad_luck(target: Target, node: Node, namespace: str) -> None:
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "registry is away"}}
+    node.decide = lambda pod: status_of(pod, ready=False, state=waiting, started=False)
+    outcome = await roll(target, deployment(namespace))
+    assert (outcome.verdict, outcome.blame) == (Verdict.LUCK, Blame.LUCK)
+    assert "registry is away" in outcome.message
+
+
+async def test_a_commit_is_not_blamed_while_the_old_version_fails_too(
+    target: Target, node: Node, namespace: str, cluster: Cluster
+) -> None:
+    await roll(target, deployment(namespace))
+    (old,) = (await cluster.list(await cluster.resource("", "v1", "Pod"), namespace=namespace)).items
+    sick = {"status": status_of(old, ready=False)}
+    ref = ObjectRef.of(old)
+    await cluster.apply(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": ref.name, "namespace": namespace}} | sick,
+        subresource="status",
+        manager="node",
+    )
+    waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
+    node.decide = lambda pod: status_of(pod, ready=False, state=waiting, restartCount=9)
+    outcome = await roll(target, deployment(namespace, image="web:2"), action="update")
+    assert outcome.verdict is Verdict.LUCK
+
+
+async def test_what_never_changes_is_not_waited_for(target: Target, namespace: str) -> None:
+    outcome = await roll(target, config_map(namespace, "c"), service(namespace))
+    assert outcome == Outcome(verdict=Verdict.HEALTHY, health={})
+
+
+async def test_unchanged_workloads_never_fail_a_wave(target: Target, node: Node, namespace: str) -> None:
+    node.decide = lambda pod: status_of(pod, ready=False)
+    (applied,) = await apply_wave(target, [change(target, deployment(namespace))])
+    outcome = await asyncio.wait_for(wait_healthy(target, [], unchanged=[applied.ref]), 60)
+    assert outcome.verdict is Verdict.HEALTHY
+    assert outcome.health[applied.ref.key].status is HealthStatus.DEGRADED
+
+
+async def test_a_failed_job_speaks_against_the_commit(target: Target, namespace: str, cluster: Cluster) -> None:
+    job: Json = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "migrate", "namespace": namespace},
+        "spec": {
+            "backoffLimit": 0,
+            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "m", "image": "m"}]}},
+        },
+    }
+    (applied,) = await apply_wave(target, [change(target, job)])
+    waiting = asyncio.create_task(wait_healthy(target, [applied]))
+    resource = await cluster.resource("", "v1", "Pod")
+    while not (pods := (await cluster.list(resource, namespace=namespace)).items):
+        await asyncio.sleep(0.05)
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}}
+    status = status_of(pods[0], ready=False, state=ended) | {"phase": "Failed"}
+    metadata = {"name": pods[0]["metadata"]["name"], "namespace": namespace}
+    await cluster.apply(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status},
+        subresource="status",
+        manager="node",
+    )
+    outcome = await asyncio.wait_for(waiting, 60)
+    assert outcome.verdict is Verdict.FAILED
+    assert outcome.ref == applied.ref
+
+
+async def test_a_server_that_cannot_be_read_is_no_verdict(
+    target: Target, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "MARGIN", 0.2)
+    (applied,) = await apply_wave(target, [change(target, deployment(namespace))])
+
+    async def refuse(*_: object, **__: object) -> AsyncIterator[None]:
+        raise Transient("it is away", doing="listing")
+        yield
+
+    monkeypatch.setattr(target.cluster, "pages", refuse)
+    with pytest.raises(Transient, match="it is away"):
+        await wait_healthy(target, [applied])
