@@ -215,9 +215,8 @@ class Api:
         bookmarks = query.get("allowWatchBookmarks") in ("1", "true")
         given = query.get("resourceVersion", "")
         if given and not given.isdigit():
-            raise bad_request(
-                f'invalid resource version "{given}": strconv.ParseUint: parsing "{given}": invalid syntax'
-            )
+            why = f'resourceVersion: Invalid value: "{given}": strconv.ParseUint: parsing "{given}": invalid syntax'
+            raise Refusal(500, "", why)
         as_table, include = _wants_table(request), _include(request)
 
         def line(kind: str, value: Json) -> bytes:
@@ -335,7 +334,8 @@ class Api:
                     changed = strategic_merge(value, patch, resource.schema)
             except PatchError as error:
                 reason = "Invalid" if error.code == 422 else "BadRequest"
-                text = f"the server rejected our request due to an error in our request: {error}"
+                text = "the server rejected our request due to an error in our request"
+                text = text if error.code == 422 else str(error)
                 raise Refusal(error.code, reason, text) from error
             return _mapping(changed)
 

@@ -193,8 +193,11 @@ def element_of(item: Any, schema: Schema) -> Element:
     for key in schema.keys:
         value = given.get(key)
         if value is None:
-            below = (schema.item.fields.get(key) if schema.item else None) or schema
-            value = (below.raw or {}).get("default", "TCP" if key == "protocol" else None)
+            below = schema.item.fields.get(key) if schema.item else None
+            if below and below.raw is None:  # Go's zero value, but for the one key that has a default
+                value = "TCP" if key == "protocol" else 0 if below.kind == "integer" else ""
+            else:
+                value = (below.raw or {}).get("default") if below else None
         if value is not None:
             found[key] = value
     if not found:
@@ -206,7 +209,7 @@ def element_of(item: Any, schema: Schema) -> Element:
 
 
 def _items(values: Any, schema: Schema) -> dict[Element, Any]:
-    return {element_of(each, schema): each for each in cast("list[Any]", values or [])}
+    return {element_of(each, schema): each for each in _list(values)}
 
 
 def _leaf(schema: Schema, *values: Any) -> bool:
@@ -251,30 +254,46 @@ def fields_of(value: Any, schema: Schema, path: FieldPath = ()) -> Iterator[Fiel
                 yield below
 
 
+class _Absent:
+    """Stands for a value that is not there; ``None`` is JSON's null, which is there."""
+
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Any = _Absent()
+
+
 def merge(live: Any, applied: Any, schema: Schema) -> Any:
-    """``live`` with ``applied`` laid over it; ``None`` stands for absent."""
-    if _leaf(schema, live, applied):
-        return live if applied is None else applied
+    """``live`` with ``applied`` laid over it. Either may be ``ABSENT``, and so may the result."""
+    if _leaf(schema, live, applied) or (schema.kind == "any" and applied is not ABSENT and not _map(applied)):
+        return live if applied is ABSENT else applied
     if schema.kind == "list":
-        return _merge_lists(live or [], applied or [], schema)
-    left, right = cast("Json", live or {}), cast("Json", applied or {})
+        return _merge_lists(_list(live), _list(applied), schema)
+    left, right = _map(live), _map(applied)
     out: Json = {}
     for name in (*left, *(each for each in right if each not in left)):
-        if name in right and right[name] is None and _leaf(schema.child(name), left.get(name)):
-            merged = None
-        else:
-            merged = merge(left.get(name), right.get(name), schema.child(name))
-        if merged is not None:
+        merged = merge(left.get(name, ABSENT), right.get(name, ABSENT), schema.child(name))
+        if merged is not ABSENT:
             out[name] = merged
-    return out or None
+    return out or ABSENT
 
 
-def _merge_lists(live: list[Any], applied: list[Any], schema: Schema) -> list[Any] | None:
+def _map(value: Any) -> Json:
+    """A value of the other shape counts as empty, as null and absence do."""
+    return cast("Json", value) if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def _merge_lists(live: list[Any], applied: list[Any], schema: Schema) -> Any:
     """Items of both: the applied order rules, and items of others keep their place before the next shared item."""
     item = cast("Schema", schema.item)
     left, right = [element_of(each, schema) for each in live], _items(applied, schema)
     order = list(right)
-    first = {element: each for element, each in zip(reversed(left), reversed(live), strict=True)}
+    first = dict(zip(reversed(left), reversed(live), strict=True))
     shared = [each for each in order if each in first]
     out: list[Any] = []
     done: set[Element] = set()
@@ -282,8 +301,8 @@ def _merge_lists(live: list[Any], applied: list[Any], schema: Schema) -> list[An
 
     def take(element: Element) -> None:
         done.add(element)
-        merged = merge(first.get(element), right[element], item)
-        if merged is not None:
+        merged = merge(first.get(element, ABSENT), right[element], item)
+        if merged is not ABSENT:
             out.append(merged)
         if shared and shared[0] == element:
             shared.pop(0)
@@ -307,7 +326,7 @@ def _merge_lists(live: list[Any], applied: list[Any], schema: Schema) -> list[An
         if j < len(order):
             take(order[j])
             j += 1
-    return out or None
+    return out or ABSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,26 +348,24 @@ def compare(old: Any, new: Any, schema: Schema) -> Difference:
     removed: set[FieldPath] = set()
 
     def walk(left: Any, right: Any, schema: Schema, path: FieldPath) -> None:
-        if left is right or (left is not None and right is not None and _same(left, right)):
+        if left is right or _same(left, right):
             return
+        here = added if left is ABSENT else removed if right is ABSENT else None
         if _leaf(schema, left, right):
-            (added if left is None else removed if right is None else modified).add(path)
+            (modified if here is None else here).add(path)
             return
         if schema.kind == "list":
-            item = cast("Schema", schema.item)
-            lefts, rights = _items(left, schema), _items(right, schema)
+            lefts, rights, item = _items(left, schema), _items(right, schema), cast("Schema", schema.item)
             for element in (*lefts, *(each for each in rights if each not in lefts)):
-                walk(lefts.get(element), rights.get(element), item, (*path, element))
+                walk(lefts.get(element, ABSENT), rights.get(element, ABSENT), item, (*path, element))
         else:
-            # A value of the other shape counts as absent, as a null does.
-            lefts = cast("Json", left) if isinstance(left, dict) else {}
-            rights = cast("Json", right) if isinstance(right, dict) else {}
+            lefts, rights = _map(left), _map(right)
             for name in (*lefts, *(each for each in rights if each not in lefts)):
-                walk(lefts.get(name), rights.get(name), schema.child(name), (*path, f"f:{name}"))
-        if left is None:
-            added.add(path)
-        elif right is None:
-            removed.add(path)
+                walk(lefts.get(name, ABSENT), rights.get(name, ABSENT), schema.child(name), (*path, f"f:{name}"))
+            if schema.kind == "any" and here is None and not (isinstance(left, dict) and isinstance(right, dict)):
+                modified.add(path)  # undeclared structure took another shape
+        if here is not None:
+            here.add(path)
 
     walk(old, new, schema, ())
     for each in (added, modified, removed):
@@ -390,9 +407,8 @@ def _removed(value: Any, gone: dict[Any, Any], schema: Schema) -> Any:
     for name, each in cast("Json", value).items():
         below = gone.get(f"f:{name}", {})
         if None not in below:
-            left = _removed(each, below, schema.child(name)) if below else each
-            if left is not None:
-                out[name] = left
+            # What is emptied stays as a null, so that an owner of the emptied structure itself keeps it.
+            out[name] = _removed(each, below, schema.child(name)) if below else each
     return out or None
 
 
@@ -432,10 +448,9 @@ def apply(
     mine = _ownable(frozenset(fields_of(applied, schema)), ignored)
     before = managers.get(owner)
     updated = {**managers, owner: Owned(fields=mine, version=version, time=before.time if before else "")}
-    merged = cast("Json", merge(live, applied, schema) or {})
+    merged = _map(merge(live, applied, schema))
     result = _prune(merged, schema, updated, before.fields) if before and before.fields else merged
-    difference = compare(live, result, schema)
-    _settle(updated, owner, difference, force=force)
+    _settle(updated, owner, _seen(compare(live, result, schema), ignored), force=force)
     return result, {each: owned for each, owned in updated.items() if owned.fields}
 
 
@@ -450,7 +465,7 @@ def update(
     reset: Iterable[FieldPath] = (),
 ) -> dict[Owner, Owned]:
     """The managers after ``owner`` replaced ``live`` by ``new``: what it changed is its own now, and nobody else's."""
-    difference = compare(live, new, schema)
+    difference = _seen(compare(live, new, schema), tuple(reset))
     updated = dict(managers)
     _settle(updated, owner, difference, force=True)
     before = updated.get(owner, Owned(fields=_NOTHING, version=version))
@@ -474,6 +489,17 @@ def _ownable(fields: Fields, reset: tuple[FieldPath, ...]) -> Fields:
     return frozenset(path for path in kept if not any(path[: len(each)] == each for each in reset)) if reset else kept
 
 
+def _seen(difference: Difference, reset: tuple[FieldPath, ...]) -> Difference:
+    """Without what this endpoint ignores."""
+    if not reset:
+        return difference
+    added, modified, removed = (
+        frozenset(path for path in fields if not any(path[: len(each)] == each for each in reset))
+        for fields in (difference.added, difference.modified, difference.removed)
+    )
+    return Difference(added, modified, removed)
+
+
 def _settle(managers: dict[Owner, Owned], owner: Owner, difference: Difference, *, force: bool) -> None:
     """Take what changed from the other managers; ``Conflict`` instead, unless forced."""
     written = difference.modified | difference.added
@@ -482,10 +508,15 @@ def _settle(managers: dict[Owner, Owned], owner: Owner, difference: Difference, 
         if other == owner:
             continue
         lost = owned.fields & written
-        conflicts += [(other, path) for path in sorted(lost)]
+        conflicts += [(other, path) for path in sorted(lost, key=_leaves_first)]
         managers[other] = replace(owned, fields=owned.fields - lost - difference.removed)
     if conflicts and not force:
         raise Conflict(tuple(conflicts))
+
+
+def _leaves_first(path: FieldPath) -> tuple[tuple[int, Element], ...]:
+    """The server's order: at each level the fields that are in the set, then those that have some below."""
+    return (*((1, element) for element in path[:-1]), (0, path[-1]))
 
 
 def _prune(merged: Json, schema: Schema, managers: Managers, last: Fields) -> Json:

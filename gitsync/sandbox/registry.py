@@ -15,15 +15,26 @@ from typing import Any, cast
 from gitsync.sandbox import apply as ssa
 from gitsync.sandbox import rules
 from gitsync.sandbox.kinds import Kinds, Resource
-from gitsync.sandbox.schema import Problem, check, constraints, copy, dotted, fill_defaults, missing, normal, prune
+from gitsync.sandbox.schema import (
+    Problem,
+    check,
+    constraints,
+    copy,
+    fill_defaults,
+    missing,
+    normal,
+    nulls,
+    prune,
+    without_nulls,
+)
 from gitsync.sandbox.store import Json, Store
 
 _EMPTY_SPEC: Json = {"spec": {}, "status": {}, "metadata": {}}
 #: Structures that exist in every object of a kind because their Go type is no pointer: nobody "adds" them.
 _SKELETONS: dict[str, Json] = {
-    "Deployment": _EMPTY_SPEC | {"spec": {"strategy": {}, "template": {"metadata": {}, "spec": {}}}},
-    "ReplicaSet": _EMPTY_SPEC | {"spec": {"template": {"metadata": {}, "spec": {}}}},
-    "Job": _EMPTY_SPEC | {"spec": {"template": {"metadata": {}, "spec": {}}}},
+    "Deployment": _EMPTY_SPEC | {"spec": {"strategy": {}, "template": {"metadata": {}, "spec": {"containers": []}}}},
+    "ReplicaSet": _EMPTY_SPEC | {"spec": {"template": {"metadata": {}, "spec": {"containers": []}}}},
+    "Job": _EMPTY_SPEC | {"spec": {"template": {"metadata": {}, "spec": {"containers": []}}}},
     "Service": _EMPTY_SPEC | {"status": {"loadBalancer": {}}},
     "CustomResourceDefinition": _EMPTY_SPEC | {"spec": {"names": {}}, "status": {"acceptedNames": {}}},
     "Event": {"metadata": {}, "involvedObject": {}, "source": {}},
@@ -136,14 +147,11 @@ class Registry:
         if self.store.get(resource.id, metadata.get("namespace", ""), name) is not None:
             details = _slim({"name": name, "group": resource.group, "kind": resource.plural})
             raise Refusal(409, "AlreadyExists", f'{resource.id} "{name}" already exists', details=details)
-        value = self._born(resource, value)
-        owner = ssa.Owner(manager=options.manager, operation="Update", version=resource.api_version)
-        skeleton = {} if resource.custom else _SKELETONS.get(resource.kind, _EMPTY_SPEC)
-        bare = {key: each for key, each in value.items() if key not in ("apiVersion", "kind")}
-        managers = ssa.update(
-            skeleton, bare, resource.schema, {}, owner, resource.api_version, reset=_reset(resource, "")
-        )
-        return self._commit(resource, value, managers, {}, options)
+        if "status" in resource.subresources:
+            value.pop("status", None)
+        value = self._filled(resource, value)
+        managers = self._from_nothing(resource, value, options.manager)
+        return self._commit(resource, self._born(resource, value), managers, {}, options)
 
     def replace(
         self, resource: Resource, namespace: str, name: str, body: Json, options: Options, subresource: str = ""
@@ -175,6 +183,9 @@ class Registry:
             value["metadata"][key] = live["metadata"].get(key)
         if not resource.namespaced:
             del value["metadata"]["namespace"]
+        uid = value["metadata"].get("uid", live["metadata"]["uid"])
+        if uid != live["metadata"]["uid"]:
+            raise self._invalid(resource, name, [rules.invalid("metadata.uid", uid, "field is immutable")])
         return self._changed(resource, live, value, options, subresource, as_subresource=as_subresource)
 
     def apply(
@@ -184,14 +195,17 @@ class Registry:
         body = copy(body)
         metadata = body.get("metadata") if isinstance(body.get("metadata"), dict) else {}
         given = cast("Json", metadata)
-        if body.get("kind") not in (None, resource.kind) or body.get("apiVersion") not in (None, resource.api_version):
+        kind, version = body.get("kind", resource.kind), body.get("apiVersion", resource.api_version)
+        if kind != resource.kind:
+            raise bad_request(f"invalid object type: {'' if '/' in version else '/'}{version}, Kind={kind}")
+        if version != resource.api_version:
             raise bad_request(
-                f"the API version in the data ({body.get('apiVersion')}) does not match the expected API version "
-                f"({resource.api_version})"
-            )
+                f"the API version in the data ({version}) does not match the expected API version ({resource.api_version})"
+            )  # noqa: E501
         if given.get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")
         body["metadata"] = given
+        stated = given.get("namespace", "")
         given.setdefault("name", name)
         if given["name"] != name:
             raise bad_request(f"the name of the object ({given['name']}) does not match the name on the URL ({name})")
@@ -204,11 +218,14 @@ class Registry:
             raise conflict(resource, name, "the object has been modified; please apply your changes to the latest version and try again")  # fmt: skip  # noqa: E501
         if live is not None:
             self._unmodified(resource, live, given)
-        who = f"({place}/{name}; {resource.api_version}, Kind={resource.kind})"
+        who = f"({stated}/{name}; {resource.api_version}, Kind={resource.kind})"
         self._typed(resource, body, who, options)
         if resource.custom:
             body = cast("Json", prune(body, resource.schema))
         managers = ssa.decode((live or {}).get("metadata", {}).get("managedFields", []))
+        before = managers
+        if live is not None and not managers:
+            managers = self._from_nothing(resource, _unmanaged(live), "before-first-apply")
         owner = ssa.Owner(manager=options.manager, operation="Apply", subresource=subresource)
         try:
             value, after = ssa.apply(
@@ -225,15 +242,18 @@ class Registry:
             details: Json = {"causes": error.causes}
             raise Refusal(409, "Conflict", error.message, details=details) from error
         except ssa.Malformed as error:
-            raise Refusal(500, "InternalError", f"failed to create typed patch object {who}: {error}") from error
+            raise Refusal(500, "", f"failed to create typed patch object {who}: {error}") from error
         value.setdefault("metadata", {})
         if live is None:
             for key in ("uid", "resourceVersion", "creationTimestamp", "generation"):
                 value["metadata"].pop(key, None)
-            return self._commit(resource, self._born(resource, value), after, {}, options), True
+            if "status" in resource.subresources:
+                value.pop("status", None)
+            value = self._born(resource, self._filled(resource, value))
+            return self._commit(resource, value, after, {}, options), True
         value = self._kept(resource, live, value, subresource)
         self._valid(resource, value, live)
-        return self._store_change(resource, live, value, after, managers, options), False
+        return self._store_change(resource, live, value, after, before, options), False
 
     # ------------------------------------------------------------ delete
 
@@ -301,6 +321,17 @@ class Registry:
 
     # ------------------------------------------------------------ steps
 
+    @staticmethod
+    def _from_nothing(resource: Resource, value: Json, manager: str) -> dict[ssa.Owner, ssa.Owned]:
+        """The managers of an object that one of them wrote whole, by another way than apply."""
+        skeleton = {} if resource.custom else _SKELETONS.get(resource.kind, _EMPTY_SPEC)
+        owner = ssa.Owner(manager=manager, operation="Update", version=resource.api_version)
+        reset = _reset(resource, "")
+        try:
+            return ssa.update(skeleton, value, resource.schema, {}, owner, resource.api_version, reset=reset)
+        except ssa.Malformed:
+            return {}  # validation will say what is wrong
+
     def _decoded(self, resource: Resource, body: Json, options: Options) -> Json:
         """The body as the server reads it: of the right kind, without unknown fields (or refused, when strict)."""
         if body.get("kind") not in (None, "", resource.kind) or body.get("apiVersion") not in (None, "", resource.api_version):  # fmt: skip  # noqa: E501
@@ -326,7 +357,8 @@ class Registry:
                 f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {why}'
             )
         self._unknown(resource, problems, options)
-        return cast("Json", prune(value, resource.schema)) if problems else value
+        value = cast("Json", prune(value, resource.schema)) if problems else value
+        return cast("Json", without_nulls(value, resource.schema)) if resource.custom else value
 
     def _unknown(self, resource: Resource, problems: Iterable[Problem], options: Options) -> None:
         unknown = [f'unknown field "{each.field}"' for each in problems if each.what == "unknown"]
@@ -359,13 +391,13 @@ class Registry:
                 got = {dict: "map", list: "list", bool: "boolean", str: "string", int: "int"}.get(
                     type(each.got), "float"
                 )
-                shown = f", got &value.{got}" if got in ("map", "list") else f", got {got}"
+                shown = f", got &{{{_go(each.got)}}}" if got in ("map", "list") else f", got {got}"
                 lines.append(f"{where}: expected {expected.get(each.expected, each.expected)}{shown}")
             elif each.message:
                 raise bad_request(f"unable to parse quantity: {each.message}")
         if lines:
             text = lines[0] if len(lines) == 1 else "errors:\n" + "\n".join(f"  {line}" for line in lines)
-            raise Refusal(500, "InternalError", f"failed to create typed patch object {who}: {text}")
+            raise Refusal(500, "", f"failed to create typed patch object {who}: {text}")
         return None
 
     def _placed(self, resource: Resource, namespace: str, value: Json) -> Json:
@@ -376,10 +408,7 @@ class Registry:
             metadata.pop("namespace", None)
             return metadata
         if given and namespace and given != namespace:
-            raise bad_request(
-                f"the namespace of the provided object does not match the namespace sent on the request "
-                f"(request: {namespace}, object: {given})"
-            )
+            raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
         metadata["namespace"] = namespace or given
         return metadata
 
@@ -390,16 +419,11 @@ class Registry:
             metadata.pop(key, None)
         if resource.namespaced:
             self._namespace_open(resource, metadata)
-        if "status" in resource.subresources:
-            value.pop("status", None)
         metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": now()}
         if resource.generation:
             metadata["generation"] = 1
-        value = self._filled(resource, value)
         self._valid(resource, value, None)
-        if resource.id == "services":
-            self._allocate(value, None)
-        elif resource.id == "jobs.batch":
+        if resource.id == "jobs.batch":
             _label_job(value)
         elif resource.id == "pods":
             self._admit_pod(resource, value)
@@ -422,16 +446,20 @@ class Registry:
         wanted = value if resource.custom else {key: each for key, each in value.items() if key != "status"}
         found = [rules.required(each.field) for each in missing(wanted, resource.schema)]
         if resource.custom:
+            found += [_type_violation(each) for each in nulls(value, resource.schema)]
             for each in constraints(value, resource.schema):
                 if each.what == "unsupported":
                     message = f"Unsupported value: {_shown(each.got)}: {each.message}"
                     found.append(rules.Violation(reason="FieldValueNotSupported", field=each.field, message=message))
+                elif each.what == "long":
+                    message = f"Too long: {each.message}"
+                    found.append(rules.Violation(reason="FieldValueTooLong", field=each.field, message=message))
                 elif each.what == "duplicate":
                     found.append(rules.duplicate(each.field, each.got))
                 else:
                     found.append(rules.invalid(each.field, each.got, each.message))
             found += [each for each in rules.violations("", value) if each.field.startswith("metadata")]
-        if not found and not resource.custom:
+        if not resource.custom:
             found += rules.violations(resource.kind, value)
             if live is not None:
                 found += rules.changes_refused(resource.kind, live, value)
@@ -479,12 +507,14 @@ class Registry:
             "qosClass": "Guaranteed" if guaranteed else "Burstable" if any(requests) else "BestEffort",
         }
 
-    def _allocate(self, service: Json, live: Json | None) -> None:
-        """Cluster address and node ports, as asked for or the next that are free."""
-        spec = service["spec"]
-        others = [each["spec"] for each in self.store.items("services") if each is not live]
+    def _allocate(self, service: Json) -> None:
+        """Cluster address and node ports, as asked for or the next that are free. Nobody owns what the server chose."""
+        spec, uid = service["spec"], service["metadata"]["uid"]
+        others = [each["spec"] for each in self.store.items("services") if each["metadata"]["uid"] != uid]
         if spec["type"] == "ExternalName":
             return
+        for key, usual in (("ipFamilies", ["IPv4"]), ("ipFamilyPolicy", "SingleStack")):
+            spec.setdefault(key, usual)
         resource = self.resource("services")
         name = service["metadata"]["name"]
         if not spec.get("clusterIP"):
@@ -496,16 +526,22 @@ class Registry:
             raise self._invalid(resource, name, [rules.invalid("spec.clusterIPs", [spec["clusterIP"]], why)])
         spec["clusterIPs"] = [spec["clusterIP"]]
         if spec["type"] not in ("NodePort", "LoadBalancer"):
+            for port in spec.get("ports", ()):
+                port.pop("nodePort", None)
+            if not spec.get("externalIPs"):
+                spec.pop("externalTrafficPolicy", None)
             return
-        used = {port.get("nodePort") for each in others for port in each.get("ports", ())}
-        for index, port in enumerate(spec.get("ports", ())):
-            if number := port.get("nodePort"):
-                if number in used:
-                    why = "provided port is already allocated"
-                    raise self._invalid(resource, name, [rules.invalid(f"spec.ports[{index}].nodePort", number, why)])
-            else:
-                port["nodePort"] = next(each for each in range(30000, 32768) if each not in used)
-            used.add(port["nodePort"])
+        used = {(port.get("nodePort"), port["protocol"]) for each in others for port in each.get("ports", ())}
+        ports = spec.get("ports", ())
+        for index, port in enumerate(ports):
+            if (number := port.get("nodePort")) and (number, port["protocol"]) in used:
+                why = "provided port is already allocated"
+                raise self._invalid(resource, name, [rules.invalid(f"spec.ports[{index}].nodePort", number, why)])
+        taken = {number for number, _ in used} | {port.get("nodePort") for port in ports}
+        for port in ports:
+            if not port.get("nodePort"):
+                port["nodePort"] = next(each for each in range(30000, 32768) if each not in taken)
+                taken.add(port["nodePort"])
 
     def _unmodified(self, resource: Resource, live: Json, given: Json) -> None:
         name = live["metadata"]["name"]
@@ -543,16 +579,10 @@ class Registry:
             version=resource.api_version,
             subresource=subresource if as_subresource is None else as_subresource,
         )
-        after = ssa.update(
-            _unmanaged(live),
-            value,
-            resource.schema,
-            managers,
-            owner,
-            resource.api_version,
-            reset=_reset(resource, subresource),
-        )
-        return self._store_change(resource, live, value, after, before, options)
+        reset = _reset(resource, subresource)
+        after = ssa.update(_unmanaged(live), value, resource.schema, managers, owner, resource.api_version, reset=reset)
+        # An object that nobody's fields are known of stays so until the first apply.
+        return self._store_change(resource, live, value, after if managers else {}, before, options)
 
     def _kept(self, resource: Resource, live: Json, value: Json, subresource: str) -> Json:
         """``value`` with what this endpoint cannot change taken from ``live``, then completed like a new object."""
@@ -575,26 +605,16 @@ class Registry:
             if key in old:
                 metadata[key] = old[key]
         if old.get("deletionTimestamp"):
-            allowed = set(old.get("finalizers", ()))
-            metadata["finalizers"] = [each for each in metadata.get("finalizers") or () if each in allowed]
+            late = sorted(set(metadata.get("finalizers") or ()) - set(old.get("finalizers", ())))
+            if late:
+                found = ", ".join(f'"{each}"' for each in late)
+                why = f"no new finalizers can be added if the object is being deleted, found new finalizers []string{{{found}}}"  # noqa: E501
+                raise self._invalid(resource, old["name"], [rules.forbidden("metadata.finalizers", why)])
         value["metadata"] = metadata
         value = copy(value)
-        if resource.id == "services" and value["spec"].get("type") != "ExternalName":
-            for key in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
-                if not value["spec"].get(key) and live["spec"].get(key):
-                    value["spec"][key] = live["spec"][key]
-            if value["spec"].get("type") in ("NodePort", "LoadBalancer"):
-                ports = {
-                    (each["port"], each["protocol"]): each.get("nodePort") for each in live["spec"].get("ports", ())
-                }
-                for each in value["spec"].get("ports") or ():
-                    kept = ports.get((each.get("port"), each.get("protocol", "TCP")))
-                    if kept and not each.get("nodePort"):
-                        each["nodePort"] = kept
-        value = self._filled(resource, value)
         if resource.id == "services":
-            self._allocate(value, live)
-        return value
+            rules.keep_service(live["spec"], value.get("spec") or {})
+        return self._filled(resource, value)
 
     def _store_change(
         self,
@@ -611,7 +631,10 @@ class Registry:
             return live
         if resource.generation:
             ignored = {"metadata", "status"} if "status" in resource.subresources else {"metadata"}
-            if any(value.get(key) != live.get(key) for key in (value.keys() | live.keys()) - ignored):
+            changed = any(value.get(key) != live.get(key) for key in (value.keys() | live.keys()) - ignored)
+            if resource.id == "deployments.apps":  # its controller copies annotations to ReplicaSets
+                changed |= value["metadata"].get("annotations") != live["metadata"].get("annotations")
+            if changed:
                 value["metadata"]["generation"] = live["metadata"].get("generation", 0) + 1
         return self._commit(resource, value, managers, before, options)
 
@@ -628,6 +651,9 @@ class Registry:
         if managers:
             metadata["managedFields"] = ssa.encode(ssa.stamped(before, managers, now()))
         value = _ordered(value)
+        if resource.id == "services":
+            value = copy(value)
+            self._allocate(value)
         if options.dry_run:
             return value
         if resource.id == "customresourcedefinitions.apiextensions.k8s.io":
@@ -672,8 +698,20 @@ def _type_violation(problem: Problem) -> rules.Violation:
         type(problem.got), "number"
     )
     expected = {"map": "object", "list": "array", "time": "string"}.get(problem.expected, problem.expected)
-    why = f'{problem.field} in body must be of type {expected}: "{got}"'
-    return rules.invalid(problem.field, got, why)
+    if problem.got is None:
+        got = "null"
+    why = f'Invalid value: "{got}": {problem.field} in body must be of type {expected}: "{got}"'
+    return rules.Violation(reason="FieldValueTypeInvalid", field=problem.field, message=why)
+
+
+def _go(value: Any) -> str:
+    """As Go prints it with %v."""
+    if isinstance(value, dict):
+        found = cast("Json", value)
+        return f"map[{' '.join(f'{key}:{_go(found[key])}' for key in sorted(found))}]"
+    if isinstance(value, list):
+        return f"[{' '.join(_go(each) for each in cast('list[Any]', value))}]"
+    return {True: "true", False: "false", None: "<nil>"}.get(value, str(value))
 
 
 def _shown(value: Any) -> str:
@@ -723,4 +761,4 @@ def _establish(definition: Json) -> None:
     definition["status"] = {"conditions": conditions, "acceptedNames": spec["names"], "storedVersions": stored}
 
 
-__all__ = ["Deletion", "Options", "Refusal", "Registry", "dotted", "not_found", "now"]
+__all__ = ["Deletion", "Options", "Refusal", "Registry", "not_found", "now"]

@@ -33,6 +33,7 @@ LABEL_VALUE_RULE = (
     "'(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
 )
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9])?")
+_VOLUME_SOURCES = ("emptyDir", "hostPath", "secret", "persistentVolumeClaim", "downwardAPI", "configMap", "projected")
 _PATH_SEGMENT_KINDS = {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
 
 
@@ -42,7 +43,8 @@ class Violation:
 
     reason: Literal[
         "FieldValueRequired", "FieldValueInvalid", "FieldValueForbidden", "FieldValueNotSupported",
-        "FieldValueDuplicate", "FieldValueNotFound",
+        "FieldValueDuplicate", "FieldValueNotFound", "FieldValueTypeInvalid",
+        "FieldValueTooLong",
     ]  # fmt: skip
     field: str
     message: str
@@ -53,7 +55,11 @@ def required(field: str, why: str = "") -> Violation:
 
 
 def invalid(field: str, value: Any, why: str) -> Violation:
-    shown = value if isinstance(value, (int, float)) and not isinstance(value, bool) else json.dumps(value)
+    shown = (
+        value
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+        else json.dumps(value, separators=(",", ":"))
+    )
     return Violation(reason="FieldValueInvalid", field=field, message=f"Invalid value: {shown}: {why}")
 
 
@@ -68,7 +74,11 @@ def unsupported(field: str, value: Any, allowed: Iterable[str]) -> Violation:
 
 
 def duplicate(field: str, value: Any) -> Violation:
-    return Violation(reason="FieldValueDuplicate", field=field, message=f"Duplicate value: {json.dumps(value)}")
+    return Violation(
+        reason="FieldValueDuplicate",
+        field=field,
+        message=f"Duplicate value: {json.dumps(value, separators=(',', ':'))}",
+    )
 
 
 # ---------------------------------------------------------------- defaults
@@ -118,9 +128,6 @@ def _fill_container(container: Json) -> None:
     for variable in container.get("env", ()):
         if reference := (variable.get("valueFrom") or {}).get("fieldRef"):
             _default(reference, apiVersion="v1")
-    resources = container["resources"]
-    if limits := resources.get("limits"):
-        resources["requests"] = limits | resources.get("requests", {})
 
 
 def _fill_pod_spec(spec: Json) -> None:
@@ -133,7 +140,7 @@ def _fill_pod_spec(spec: Json) -> None:
         securityContext={},
     )
     if "serviceAccountName" in spec:
-        _default(spec, serviceAccount=spec["serviceAccountName"])
+        spec["serviceAccount"] = spec["serviceAccountName"]
     elif "serviceAccount" in spec:
         spec["serviceAccountName"] = spec["serviceAccount"]
     for container in (*spec.get("initContainers", ()), *spec.get("containers", ())):
@@ -161,6 +168,9 @@ def _fill_pod(pod: Json) -> None:
         spec, enableServiceLinks=True, serviceAccountName="default", preemptionPolicy="PreemptLowerPriority", priority=0
     )
     _fill_pod_spec(spec)
+    for container in (*spec.get("initContainers", ()), *spec.get("containers", ())):
+        if limits := container["resources"].get("limits"):
+            container["resources"]["requests"] = limits | container["resources"].get("requests", {})
 
 
 def _fill_deployment(deployment: Json) -> None:
@@ -199,15 +209,31 @@ def _fill_job(job: Json) -> None:
 def _fill_service(service: Json) -> None:
     spec = service.setdefault("spec", {})
     _default(spec, type="ClusterIP", sessionAffinity="None")
+    service.setdefault("status", {}).setdefault("loadBalancer", {})
     if spec["type"] == "ExternalName":
         return
-    _default(spec, internalTrafficPolicy="Cluster", ipFamilies=["IPv4"], ipFamilyPolicy="SingleStack")
-    if spec["type"] in ("NodePort", "LoadBalancer"):
+    _default(spec, internalTrafficPolicy="Cluster")
+    if spec["type"] in ("NodePort", "LoadBalancer") or spec.get("externalIPs"):
         _default(spec, externalTrafficPolicy="Cluster")
     if spec["type"] == "LoadBalancer":
         _default(spec, allocateLoadBalancerNodePorts=True)
     for port in spec.get("ports", ()):
         _default(port, protocol="TCP", targetPort=port.get("port"))
+
+
+def keep_service(live: Json, new: Json) -> None:
+    """What an update of a Service that does not speak of them keeps."""
+    kind = new.get("type", "ClusterIP")
+    if kind == "ExternalName":
+        return
+    for key in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
+        if not new.get(key) and live.get(key):
+            new[key] = live[key]
+    ports = {(each["port"], each["protocol"]): each.get("nodePort") for each in live.get("ports", ())}
+    for each in new.get("ports") or ():
+        kept = ports.get((each.get("port"), each.get("protocol") or "TCP"))
+        if kept and kind in ("NodePort", "LoadBalancer") and not each.get("nodePort"):
+            each["nodePort"] = kept
 
 
 def _fill_secret(secret: Json) -> None:
@@ -360,10 +386,10 @@ def _workload(kind: str, spec: Json) -> Iterator[Violation]:
     for field in ("replicas", "parallelism", "completions", "backoffLimit", "minReadySeconds", "revisionHistoryLimit"):
         if isinstance(spec.get(field), int) and spec[field] < 0:
             yield invalid(f"spec.{field}", spec[field], "must be greater than or equal to 0")
-    if kind != "Job" and spec.get("selector") is not None:
-        if not selects(spec["selector"], labels):
-            yield invalid("spec.template.metadata.labels", labels or {}, "`selector` does not match template `labels`")
-        if not spec["selector"]:
+    if kind != "Job":
+        if not selects(spec.get("selector"), labels):
+            yield invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`")
+        if spec.get("selector") == {}:
             yield invalid("spec.selector", {}, f"empty selector is invalid for {kind.lower()}")
     strategy = spec.get("strategy") or {}
     if strategy:
@@ -390,11 +416,17 @@ def _workload(kind: str, spec: Json) -> Iterator[Violation]:
 
 
 def _pod_spec(spec: Json, path: str) -> Iterator[Violation]:
-    if not spec.get("containers"):
+    if spec.get("containers") == []:
         yield required(f"{path}.containers")
     if spec.get("restartPolicy") not in ("Always", "OnFailure", "Never"):
         yield unsupported(f"{path}.restartPolicy", spec.get("restartPolicy"), ["Always", "OnFailure", "Never"])
-    volumes = {each.get("name") for each in spec.get("volumes", ())}
+    volumes: set[str] = set()
+    for index, volume in enumerate(spec.get("volumes", ())):
+        sources = [each for each in _VOLUME_SOURCES if each in volume]
+        for each in sources[1:]:
+            yield forbidden(f"{path}.volumes[{index}].{each}", "may not specify more than 1 volume type")
+        if len(sources) < 2:
+            volumes.add(volume.get("name", ""))
     seen: set[str] = set()
     for group in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(group, ())):
@@ -494,7 +526,7 @@ def changes_refused(kind: str, old: Json, new: Json) -> Iterator[Violation]:
             )
     elif kind == "Service":
         if before.get("clusterIP") and after.get("type") != "ExternalName" and before.get("type") != "ExternalName":
-            if before["clusterIP"] != after.get("clusterIP"):
+            if after.get("clusterIP") and before["clusterIP"] != after["clusterIP"]:
                 yield invalid("spec.clusterIPs[0]", [after.get("clusterIP")], "may not change once set")
     elif kind in ("ConfigMap", "Secret"):
         if kind == "Secret" and old.get("type") != new.get("type"):

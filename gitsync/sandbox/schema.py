@@ -246,7 +246,7 @@ def fill_defaults(value: Any, schema: Schema) -> Any:
 class Problem:
     """``what``: "unknown" (an undeclared field), "type", "required" or "invalid" (a constraint of a custom schema)."""
 
-    what: Literal["unknown", "type", "required", "invalid", "unsupported", "duplicate"]
+    what: Literal["unknown", "type", "required", "invalid", "unsupported", "duplicate", "long"]
     path: Path
     message: str = ""
     expected: str = ""
@@ -322,6 +322,35 @@ def missing(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem]:
             yield from missing(each, schema.item, (*path, index))
 
 
+def nulls(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem]:
+    """Nulls in a custom resource where its schema has a type and does not say ``nullable``."""
+    if value is None:
+        if schema.raw is not None and schema.kind != "any" and not schema.raw.get("nullable"):
+            yield Problem(what="type", path=path, expected=schema.kind)
+    elif isinstance(value, dict):
+        for name, each in cast("Json", value).items():
+            yield from nulls(each, schema.child(name), (*path, name))
+    elif isinstance(value, list) and schema.item:
+        for index, each in enumerate(cast("list[Any]", value)):
+            yield from nulls(each, schema.item, (*path, index))
+
+
+def without_nulls(value: Any, schema: Schema) -> Any:
+    """A custom resource as it is decoded: nulls go where the schema has a type, no default and no ``nullable``."""
+    if isinstance(value, dict):
+        found = cast("Json", value)
+        return {
+            name: without_nulls(each, schema.child(name))
+            for name, each in found.items()
+            if each is not None
+            or "default" in (schema.child(name).raw or {})
+            or not any(nulls(None, schema.child(name)))
+        }
+    if isinstance(value, list) and schema.item:
+        return [without_nulls(each, schema.item) for each in cast("list[Any]", value)]
+    return value
+
+
 def constraints(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem]:
     """The value rules of a custom schema: enum, pattern, bounds, lengths, formats of text, one level after the other."""
     raw = schema.raw or {}
@@ -341,9 +370,7 @@ def constraints(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem
         if len(value) < raw.get("minLength", 0):
             yield wrong(f"should be at least {raw['minLength']} chars long")
         if len(value) > raw.get("maxLength", math.inf):
-            yield Problem(
-                what="invalid", path=path, message=f"may not be more than {raw['maxLength']} bytes", got=value
-            )
+            yield Problem(what="long", path=path, message=f"may not be more than {raw['maxLength']} bytes", got=value)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if value < raw.get("minimum", -math.inf):
             yield wrong(f"should be greater than or equal to {raw['minimum']}")
