@@ -18,26 +18,33 @@ _SETTINGS = ("/etc/apt", "/etc/ssl/certs", "/usr/share/keyrings", "/etc/pip.conf
 
 
 def build(
-    cluster: Cluster,
+    cluster: Cluster | None,
     context: Path,
     tag: str,
     *,
     dockerfile: Path | None = None,
+    target: str | None = None,
     network: bool = True,
     arguments: Mapping[str, str] | None = None,
     timeout: float = 900,
 ) -> str:
-    """Build ``tag`` (``kubetm/hello:1``) with buildah and return its image id; ImageError has the end of its output."""
+    """Build ``tag`` (``kubetm/hello:1``) with buildah and return its image id; ImageError has the end of its output.
+
+    ``cluster`` is the one whose network this process has entered, if any. Layers are kept: a second time is quick.
+    """
     layout = baseimages.assemble()
     _import(layout)
     argv = [*_buildah(), "bud", "--isolation", "chroot", "--layers", "--timestamp", "0", "--pull-never", "--tag", tag]
     if dockerfile is not None:
         argv += ["--file", str(dockerfile)]
+    if target is not None:
+        argv += ["--target", target]
     if network:
         argv += [f"--volume={path}:{path}:O" for path in _SETTINGS if Path(path).is_dir()]
         argv += [f"--volume={path}:{path}:ro" for path in _SETTINGS if Path(path).is_file()]
     argv += [f"--build-arg={name}={value}" for name, value in (arguments or {}).items()]
-    output = _run(cluster.outside([*argv, str(context)]), timeout)
+    argv.append(str(context))
+    output = _run(argv if cluster is None else cluster.outside(argv), timeout)
     return output.strip().splitlines()[-1]
 
 

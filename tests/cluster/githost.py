@@ -13,6 +13,7 @@ import os
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ class GitHost:
         """Called in a thread of its own for every ref a push moved, after the push was acknowledged."""
         self.requests = 0
         """How many requests came, those that failed on purpose included."""
+        self.fetches: list[tuple[float, str]] = []
+        """When (``time.monotonic``) somebody who was let in asked for refs to fetch, and of which repository."""
         self._address, self._port = address, port
         self._certificate, self._within = certificate, within
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -154,6 +157,8 @@ class GitHost:
         repository = self.root / name
         if ".." in Path(name).parts or not await asyncio.to_thread(repository.is_dir):
             return web.Response(status=404, text="no such repository\n")
+        if request.query.get("service") == "git-upload-pack":
+            self.fetches.append((time.monotonic(), name.removesuffix(".git")))
         pushing = request.match_info["rest"] == "git-receive-pack"
         before = await _refs(repository) if pushing else {}
         response = await self._backend(request)

@@ -240,8 +240,8 @@ class OwnCluster:
         return (self.work_dir / "auth.json").read_text()
 
     def add_address(self, address: str) -> None:
-        """Give the node one more address (for ``externalIPs``)."""
-        self.run_in([packages.program("ip"), "address", "add", f"{address}/32", "dev", "lo"])
+        """Give the node one more address (for ``externalIPs``); one that it has already stays."""
+        self.run_in([packages.program("ip"), "address", "replace", f"{address}/32", "dev", "lo"])
 
     def audit_events(self) -> list[configuration.Json]:
         """Every write so far that the API server answered, in its order (audit.k8s.io/v1 Event; dry runs have

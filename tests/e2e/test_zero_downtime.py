@@ -1,0 +1,213 @@
+"""Promise 4, measured: twenty deployments under load lose no request, and the same load sees a careless server fail.
+
+One generator runs from before the first push until the last old pod is gone, at a fixed rate whatever becomes of the
+requests: new connections, kept-alive ones, and requests that last longer than one step of a rollout. Each is tried
+once. Its log stays in ``reports/``, with the figures made of it in ``reports/zero-downtime.json``.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster import Cluster, load
+from tests.cluster.githost import GitHost
+from tests.e2e.outside import ROOT, Follower, WorkingCopy, get, pods, prepare_namespace, service_url, until
+
+pytestmark = pytest.mark.e2e
+
+REPORTS = ROOT / "reports"
+CONTROL = Path(__file__).parent / "zero_downtime" / "control.patch"
+ROLLOUTS = int(os.environ.get("GITSYNC_E2E_ROLLOUTS", "20"))
+CONTROL_ROLLOUTS = 5
+RATE = 210  # requests a second; 200 are promised, and the clock's rounding shall not matter
+LONG = 10  # seconds that a long request lasts: longer than a step of the rollout, which is checked
+BASELINE = 20  # seconds of load before the first push
+LOST = ("refused", "reset", "eof")  # eof: the connection was closed before a whole answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """From just before the push until the last pod of the version before is gone, in seconds of the wall clock."""
+
+    version: str
+    begin: float
+    end: float
+    step: float  # seconds between the starts of two pods of the new version
+
+    def within(self, requests: Sequence[load.Request]) -> list[load.Request]:
+        """Those that were under way at some moment of it."""
+        return [each for each in requests if each.t + each.ms / 1000 >= self.begin and each.t <= self.end]
+
+
+class Campaign:
+    """One sample, deployed by a running gitsync and rolled again and again under load."""
+
+    def __init__(self, cluster: Cluster, copy: WorkingCopy, gitsync: Follower, log: Path) -> None:
+        self.cluster, self.copy, self.gitsync, self.log = cluster, copy, gitsync, log
+        self.namespace = gitsync.namespace
+        self.text = "Hello Kubernetes!"
+        self.rollouts: list[Rollout] = []
+        self.shares: list[list[bool]] = []
+        """The ready conditions in the Service's EndpointSlices, after each change."""
+
+    def change(self, text: str) -> str:
+        self.copy.edit("hello/hello.js", f"'{self.text}'", f"'{text}'")
+        self.text = text
+        return self.copy.push(text)
+
+    def roll(self, version: str) -> None:
+        old = [f"pod/{pod['metadata']['name']}" for pod in pods(self.cluster, self.namespace, "hello")]
+        begin = time.time()
+        self.gitsync.served(self.change(f"Hello Kubernetes! {version}"))
+        self.cluster.kubectl("-n", self.namespace, "wait", "--for=delete", *old, "--timeout=120s", timeout=130)
+        end = time.time()
+        new = pods(self.cluster, self.namespace, "hello")
+        assert len(new) == 2
+        starts = sorted(_seconds(pod["metadata"]["creationTimestamp"]) for pod in new)
+        self.rollouts.append(Rollout(version=version, begin=begin, end=end, step=starts[-1] - starts[0]))
+
+    @contextmanager
+    def loaded(self) -> Generator[None]:
+        url = service_url(self.cluster, self.namespace, "hello")
+        argv = [sys.executable, "-m", "tests.cluster.load", "--url", url, "--rate", str(RATE), "--seconds", "3600"]
+        argv += ["--mode", "new,keepalive,long", "--long-path", f"/?wait={LONG}", "--timeout", "60"]
+        argv += ["--version-pattern", r"! (\S+)", "--out", str(self.log)]
+        generator = self.cluster.popen_in(argv, cwd=ROOT, stdout=subprocess.PIPE)
+        try:
+            time.sleep(BASELINE)
+            yield
+        finally:
+            generator.send_signal(signal.SIGTERM)
+            said, _ = generator.communicate(timeout=90)
+            print(said.decode())
+        assert generator.returncode == 0
+
+    @contextmanager
+    def watched(self, directory: Path) -> Generator[None]:
+        """Look at the EndpointSlices as they change, independently of gitsync."""
+        file = directory / "endpoints"
+        query = '{.endpoints[*].conditions.ready}{"\\n"}'
+        argv = ["-n", self.namespace, "get", "endpointslices", "-l", "kubernetes.io/service-name=hello"]
+        with file.open("wb") as out:
+            kubectl = [str(getattr(self.cluster, "binary", lambda name: name)("kubectl"))]
+            watch = self.cluster.popen_in(
+                [*kubectl, f"--kubeconfig={self.cluster.kubeconfig}", *argv, "--watch", "-o", f"jsonpath={query}"],
+                stdout=out,
+            )
+            try:
+                until(lambda: file.stat().st_size > 0, "the EndpointSlices are seen")
+                yield
+            finally:
+                watch.terminate()
+                watch.wait(timeout=10)
+        self.shares = [[word == "true" for word in line.split()] for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def host(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHost]:
+    with GitHost(tmp_path_factory.mktemp("host"), address=cluster.node_ip, port=0) as host:
+        yield host
+
+
+@contextmanager
+def campaign(
+    cluster: Cluster, host: GitHost, namespace: str, work: Path, patch: Path | None = None
+) -> Generator[Campaign]:
+    copy = WorkingCopy(host, f"{namespace}/hello", ROOT / "manifests" / "hello", work / "hello")
+    if patch is not None:
+        copy.apply(patch)
+    REPORTS.mkdir(exist_ok=True)
+    prepare_namespace(cluster, host, namespace)
+    try:
+        with Follower(cluster, work / "gitsync", url=copy.url, namespace=namespace) as gitsync:
+            made = Campaign(cluster, copy, gitsync, REPORTS / f"{namespace}.jsonl.gz")
+            gitsync.served(made.change("Hello Kubernetes! 0"))
+            assert get(service_url(cluster, namespace, "hello")) == "Hello Kubernetes! 0\n"
+            yield made
+    finally:
+        cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def test_twenty_rollouts_lose_no_request(cluster: Cluster, host: GitHost, tmp_path: Path) -> None:
+    with campaign(cluster, host, "zero-downtime", tmp_path) as hello:
+        with hello.watched(tmp_path), hello.loaded():
+            for number in range(1, ROLLOUTS + 1):
+                hello.roll(str(number))
+        history = hello.gitsync.history()
+    requests = load.read(hello.log)
+    figures = _figures(requests, hello.rollouts)
+    _report(**figures, lowest_ready_share=min(each["lowestReadyShare"] or 1.0 for each in history[:-1]))
+
+    failed = [each for each in requests if each.failed]
+    assert not failed, f"{len(failed)} of {len(requests)} failed, the first ones: {failed[:5]}"
+    versions = {each.version for each in requests}
+    assert versions == {str(number) for number in range(ROLLOUTS + 1)}
+    for rollout in hello.rollouts:
+        inside = rollout.within(requests)
+        assert len(inside) / (rollout.end - rollout.begin) >= 200
+        assert {each.kind for each in inside} == set(load.KINDS)
+        assert rollout.step < LONG, "the long requests are no longer than a step of the rollout"
+    # the lowest share of ready endpoints, as gitsync recorded it and as anyone could see it
+    assert [each["outcome"] for each in history] == ["Deployed"] * (ROLLOUTS + 1)
+    assert [each["lowestReadyShare"] for each in history[:-1]] == [1.0] * ROLLOUTS
+    assert min(sum(ready) for ready in hello.shares) >= 2, "a moment with fewer than the two replicas that are wanted"
+
+
+def test_the_same_load_sees_a_server_that_does_not_drain_fail(cluster: Cluster, host: GitHost, tmp_path: Path) -> None:
+    """Without it the test above would prove nothing: it differs in probe, preStop and SIGTERM handling alone."""
+    with campaign(cluster, host, "zero-downtime-control", tmp_path, CONTROL) as hello, hello.loaded():
+        for number in range(1, CONTROL_ROLLOUTS + 1):
+            hello.roll(str(number))
+    requests = load.read(hello.log)
+    rows: list[dict[str, Any]] = []
+    for rollout in hello.rollouts:
+        inside = rollout.within(requests)
+        errors = Counter(each.error for each in inside if each.error in LOST)
+        rows.append({"requests": len(inside), "failed": errors.total(), "errors": dict(errors)})
+    _report(negative_control_failed=[each["failed"] for each in rows], negative_control=rows)
+    assert all(each["failed"] >= 0.01 * each["requests"] for each in rows), rows
+
+
+def _figures(requests: Sequence[load.Request], rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    short = [each for each in requests if each.kind != "long"]
+    rest = [each for each in short if each.t < rollouts[0].begin]
+    rolling = [each for rollout in rollouts for each in rollout.within(short)]
+    return {
+        "rate": RATE,
+        "rollouts": len(rollouts),
+        "requests": {
+            "all": len(requests),
+            "in_rollout_windows": sum(any(rollout.within([each]) for rollout in rollouts) for each in requests),
+            "per_kind": dict(Counter(each.kind for each in requests)),
+            "per_version": dict(Counter(each.version for each in requests)),
+        },
+        "failed": sum(each.failed for each in requests),
+        "errors": dict(Counter(each.error or str(each.status) for each in requests if each.failed)),
+        "p99_ms": load.percentile(rolling, 0.99),
+        "baseline_p99_ms": load.percentile(rest, 0.99),
+        "rollout_seconds": [round(each.end - each.begin, 1) for each in rollouts],
+        "longest_step_seconds": max(each.step for each in rollouts),
+        "long_request_seconds": LONG,
+    }
+
+
+def _report(**figures: Any) -> None:
+    """Add to ``reports/zero-downtime.json``."""
+    file = REPORTS / "zero-downtime.json"
+    former = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(former | figures, indent=2) + "\n")
+
+
+def _seconds(stamp: str) -> float:
+    return time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
