@@ -154,9 +154,11 @@ def parse(data: bytes) -> Parsed:
     A file whose first character is ``{`` is tried as a stream of JSON objects first. Raises ``Unreadable``.
     """
     if data.startswith(LFS):
-        raise Unreadable("is a Git LFS pointer, not the file itself", hint="store manifests in git, not in LFS")
+        raise Unreadable(
+            "is a Git LFS pointer, not the file itself", line=1, column=1, hint="store manifests in git, not in LFS"
+        )
     if len(data) > MAX_BYTES:
-        raise Unreadable(f"is {len(data)} bytes long, more than {MAX_BYTES}", hint="split the file")
+        raise Unreadable(f"is {len(data)} bytes long, more than {MAX_BYTES}", line=1, column=1, hint="split the file")
     text = _decode(data)
     found = [document for document in _documents(text) if document[0] is not None]
     return Parsed(
@@ -183,6 +185,11 @@ _BAD_SEPARATOR = re.compile(r"^---(?:[^\S\n]*[^\s#]|#)", re.MULTILINE)
 _INNER_BOM = re.compile("[\n\r\x85\u2028\u2029]\ufeff")
 _JSON_OBJECT = re.compile(r"\s*\{\s*[\"}]")
 _TEMPLATE = "{{"
+
+
+def _shown(text: str) -> str:
+    """As much of a text as an error may carry."""
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def _decode(data: bytes) -> str:
@@ -221,7 +228,7 @@ def _documents(text: str) -> list[_Found]:
         try:
             return reader.found + _Composer(rest, skipped).documents()
         except Unreadable:
-            if _JSON_OBJECT.match(text):
+            if _JSON_OBJECT.match(rest):
                 raise error from None
             raise
 
@@ -516,9 +523,9 @@ class _Composer:
     def _alias(self, event: Any) -> JsonValue:
         value = self._anchors.get(event.anchor, self)
         if value is self:
-            raise self._wrong(event, f"the alias '*{event.anchor}' has no anchor before it in its document")
+            raise self._wrong(event, f"the alias '*{_shown(event.anchor)}' has no anchor before it in its document")
         if value is _ABSENT:
-            raise self._wrong(event, f"the anchor '&{event.anchor}' contains itself")
+            raise self._wrong(event, f"the anchor '&{_shown(event.anchor)}' contains itself")
         self._spend(self._sizes.get(id(value)) or self._size(value), event)
         return value
 
@@ -553,7 +560,7 @@ class _Composer:
             # The cache must not keep a file's worth of text.
             return _resolve(text) if len(text) <= 64 else _resolve.__wrapped__(text)
         except ValueError:
-            raise self._wrong(event, f"{text} has no place in JSON", "quote it if it is a string") from None
+            raise self._wrong(event, f"{_shown(text)} has no place in JSON", "quote it if it is a string") from None
 
     def _scalar(self, event: Any) -> JsonValue:
         if event.tag is None or event.tag == "!":
@@ -562,7 +569,9 @@ class _Composer:
         try:
             return _number(value) if type(value) is int or type(value) is float else value
         except ValueError:
-            raise self._wrong(event, f"{event.value} has no place in JSON", "quote it if it is a string") from None
+            raise self._wrong(
+                event, f"{_shown(event.value)} has no place in JSON", "quote it if it is a string"
+            ) from None
 
     def _tagged(self, event: Any) -> JsonValue:
         """A scalar with an explicit tag, before JSON."""
@@ -582,13 +591,13 @@ class _Composer:
         if tag == "float" and isinstance(value, int) and value < 1 << 63 and not isinstance(value, bool):
             return float(value)
         if actual != tag:
-            raise self._wrong(event, f"'{text}' is no {tag}, as the tag '!!{tag}' says")
+            raise self._wrong(event, f"'{_shown(text)}' is no {tag}, as the tag '!!{tag}' says")
         return value
 
     def _wrong_tag(self, event: Any) -> Unreadable:
         tag: str = event.tag
         shown = "!!" + tag.removeprefix(_PREFIX) if tag.startswith(_PREFIX) else tag
-        return self._wrong(event, f"the tag '{shown}' means nothing to Kubernetes here", "remove it")
+        return self._wrong(event, f"the tag '{_shown(shown)}' means nothing to Kubernetes here", "remove it")
 
     def _key(self, event: Any) -> str:
         kind = _kind(event)
@@ -612,7 +621,7 @@ class _Composer:
         before = _entry(table, list(mapping).index(key))
         return self._wrong(
             event,
-            f"the key '{key}' stands here for a second time, first on line {table[before]}",
+            f"the key '{_shown(key)}' stands here for a second time, first on line {table[before]}",
             "keep one of them: kubectl would silently take the second",
         )
 
@@ -626,6 +635,8 @@ class _Composer:
                 f" that began on line {error.context_mark.line + self._first})" if error.context_mark else ")"
             )
         mark = error.problem_mark or error.context_mark
+        if error.problem == "could not find expected ':'":
+            mark = error.context_mark or mark  # the word that lacks it, not the line where that was noticed
         if mark is None:
             return Unreadable(problem)
         lines = [self._line(mark.line), self._line(mark.line - 1) if mark.line else ""]
@@ -682,7 +693,7 @@ def _walk(value: JsonValue, table: list[Any], path: str, into: dict[str, int]) -
         children = [(f"{path}.{key}" if path else key) if _WORD.fullmatch(key) else f"{path}[{key}]" for key in mapping]
         values = list(mapping.values())
     else:
-        values = cast("list[JsonValue]", value)
+        values = cast("list[JsonValue]", value) if isinstance(value, list) else []
         children = [f"{path}[{index}]" for index in range(len(values))]
     for name, child in zip(children, values, strict=True):
         into[name] = table[at]
@@ -782,7 +793,7 @@ class _JsonReader:
                 before = table[_entry(table, list(mapping).index(key))]
                 raise self._wrong(
                     start,
-                    f"the key '{key}' stands here for a second time, first on line {before}",
+                    f"the key '{_shown(key)}' stands here for a second time, first on line {before}",
                     "keep one of them: kubectl would silently take the second",
                 )
             at = self._space(at)

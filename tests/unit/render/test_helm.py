@@ -1,0 +1,42 @@
+"""What can be told about charts without helm: its arguments, its absence, its dependencies, its comments."""
+
+import pytest
+
+from gitsync.errors import Invalid
+from gitsync.render import render
+from gitsync.render.helm import Sources, command
+from tests.unit.render.conftest import Commit
+
+CHART = "apiVersion: v2\nname: web\nversion: 1.0.0\n"
+
+
+def test_arguments() -> None:
+    assert command("/bin/helm", release="web", namespace="shop", values=["prod.yaml"]) == [
+        "/bin/helm", "template", "web", ".", "--include-crds", "--skip-tests",
+        "--namespace", "shop", "--values", "prod.yaml",
+    ]  # fmt: skip
+
+
+async def test_without_helm_it_says_what_to_do(commit: Commit, only_git: None) -> None:
+    snapshot = await commit({"chart/Chart.yaml": CHART, "chart/templates/a.yaml": "{{ .Values.x }}\n"})
+    with pytest.raises(Invalid, match=r"chart/Chart\.yaml\): helm is not on PATH; install it") as caught:
+        await render(snapshot, "chart")
+    assert caught.value.reason == "ToolMissing"
+
+
+async def test_a_dependency_that_is_not_committed_is_refused(commit: Commit, only_git: None) -> None:
+    chart = CHART + "dependencies:\n- {name: redis, repository: 'https://example.test', version: 1.0.0}\n"
+    with pytest.raises(Invalid, match=r"chart/Chart\.yaml:5 dependencies\[0\]\): the dependency 'redis' is not in"):
+        await render(await commit({"chart/Chart.yaml": chart}), "chart")
+    with pytest.raises(Invalid, match="helm is not on PATH"):
+        await render(await commit({"chart/charts/redis-1.0.0.tgz": b"\x1f\x8b"}), "chart")
+
+
+def test_the_template_of_each_document_is_known_by_helms_comments() -> None:
+    output = b"---\n# Source: web/templates/a.yaml\na: 1\n---\n# Source: web/charts/redis/templates/b.yaml\nb: 2\n"
+    sources = Sources(output, "deploy/web")
+    assert [sources.at(line) for line in (1, 3, 6)] == [
+        "",
+        "deploy/web/templates/a.yaml",
+        "deploy/web/charts/redis/templates/b.yaml",
+    ]
