@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,9 @@ class Service:
         except Invalid as error:
             log.warning("an Application cannot be read", application=key, error=str(error))
             return
-        self.parsed[key] = application
-        self.wake(key)
+        former, self.parsed[key] = self.parsed.get(key), application
+        if former is None or replace(former, status={}) != replace(application, status={}):
+            self.wake(key)  # not for a status, which we write: a failure that is told would be tried again at once
 
     async def _forget(self, key: str) -> None:
         if self._scheduler is not None:
