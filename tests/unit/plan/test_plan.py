@@ -202,6 +202,7 @@ FROZEN: list[tuple[str, str, str, str]] = [
     (SERVICE.replace("clusterIP: 10.0.0.1, ", ""), "ports", "clusterIP: 10.0.0.1, ports", ""),
     (CLAIM, "storage: 2Gi", "storage: 3Gi", ""),
     (CLAIM, "storage: 2Gi", "storage: 2000Mi", "spec.resources.requests.storage"),
+    (CLAIM, "namespace: shop", "namespace: shop, labels: {a: b}", ""),
     (CLAIM, "storageClassName: a", "storageClassName: b", "spec.storageClassName"),
     (CLAIM, "ReadWriteOnce", "ReadWriteMany", "spec.accessModes[0]"),
     (VOLUME, "path: /a", "path: /b", "spec.hostPath.path"),
