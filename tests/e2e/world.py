@@ -59,10 +59,11 @@ class World:
         self.cluster = cluster
         self.folder = folder
         self.host = GitHost(folder / "repositories", address=cluster.node_ip, port=3000)
+        self._digest = ""
 
     def __enter__(self) -> "World":
         build_image(self.cluster)
-        builds.push(self.cluster, IMAGE)
+        self._digest = builds.push(self.cluster, IMAGE)
         self.host.__enter__()
         try:
             self.install()
@@ -111,6 +112,7 @@ class World:
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "resources": ["../deploy"],
+            "images": [{"name": IMAGE.partition(":")[0], "digest": self._digest}],  # this tree's, on a kept cluster too
             "configMapGenerator": [
                 {"name": "gitsync-settings", "namespace": SERVICE, "behavior": "merge",
                  "literals": [f"{name}={value}" for name, value in values.items()]},
@@ -185,11 +187,12 @@ class World:
     # ------------------------------------------------------------------ projects
 
     @contextlib.contextmanager
-    def project(self, sample: str = "", *, name: str = "") -> Generator["Project"]:
+    def project(self, sample: str = "", *, name: str = "", branch: str = "main") -> Generator["Project"]:
         """A namespace of its own with an empty repository, or one made of ``manifests/<sample>`` (pushed)."""
         name = name or sample or "project"
         namespace = f"{name}-{secrets.token_hex(3)}"
-        repository = Repository.create(self.host, f"{namespace}/{name}", self.folder / "clones" / namespace)
+        clone = self.folder / "clones" / namespace
+        repository = Repository.create(self.host, f"{namespace}/{name}", clone, branch=branch)
         if sample:
             repository.copy(SAMPLES / sample)
             repository.commit(f"Add {sample}")
@@ -325,16 +328,15 @@ class Project:
         return self.application().get("status", {})
 
     def condition(self, kind: str) -> Json:
-        """One of Ready, Reconciling and Stalled; empty before the first status."""
-        conditions: list[Json] = self.status().get("conditions", [])
-        return next((each for each in conditions if each["type"] == kind), {})
+        """One of Ready, Reconciling and Stalled; its status is Unknown before the first report."""
+        return _condition(self.status(), kind)
 
     def wait_for(self, sha: str, *, seconds: float = DEADLINE) -> Json:
         """Until this commit serves; returns the status. Fails at once if that commit was refused or restored."""
 
         def serves() -> Json | None:
             status = self.status()
-            ready, stalled = (_condition(status, kind) == "True" for kind in ("Ready", "Stalled"))
+            ready, stalled = (_condition(status, kind)["status"] == "True" for kind in ("Ready", "Stalled"))
             attempted = str(status.get("lastAttempt", {}).get("revision", ""))
             assert not (stalled and attempted.endswith(sha)), f"{sha} did not get through: {_pretty(status)}"
             return status if ready and str(status.get("revision", "")).endswith(sha) else None
@@ -347,7 +349,7 @@ class Project:
         def stalled() -> Json | None:
             status = self.status()
             attempted = str(status.get("lastAttempt", {}).get("revision", ""))
-            return status if _condition(status, "Stalled") == "True" and attempted.endswith(sha) else None
+            return status if _condition(status, "Stalled")["status"] == "True" and attempted.endswith(sha) else None
 
         return self._until(stalled, f"{sha} is refused", seconds)
 
@@ -419,8 +421,9 @@ def eventually(check: Callable[[], T | None], what: str, *, seconds: float = 30.
         time.sleep(every)
 
 
-def _condition(status: Json, kind: str) -> str:
-    return next((each["status"] for each in status.get("conditions", []) if each["type"] == kind), "")
+def _condition(status: Json, kind: str) -> Json:
+    conditions: list[Json] = status.get("conditions", [])
+    return {each["type"]: each for each in conditions}.get(kind, {"status": "Unknown", "message": ""})
 
 
 def _pretty(value: object) -> str:
