@@ -247,14 +247,14 @@ async def _from_kustomize(
     manifests: list[Manifest] = []
     for obj, path in origins:
         source = _before(obj, sources[path][0] if path in sources else [])
-        placed = replace(source, value=obj) if source else _unplaced(obj)
+        placed = Document(obj, source.line, source.column, source.lines) if source else _unplaced(obj)
         manifests += _manifests(placed, replace(base, file=path or root), size)
     return manifests
 
 
 def _unplaced(value: JsonValue) -> Document:
     """A generated document: no file has its lines."""
-    return Document(value=value, line=0, column=0, lines=LineMap(dict))
+    return Document(value, 0, 0, LineMap())
 
 
 def _before(obj: JsonValue, candidates: list[Document]) -> Document | None:

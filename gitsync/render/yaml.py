@@ -17,7 +17,6 @@ import re
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from json import JSONDecodeError
@@ -77,52 +76,49 @@ class LineMap(Mapping[str, int]):
     alias or a merge key has the line of that alias or merge key.
     """
 
-    __slots__ = ("_lines", "_work")
+    __slots__ = ("_known", "_parent", "_path", "_table", "_value")
 
-    def __init__(self, work: Callable[[], dict[str, int]]) -> None:
-        self._work = work
-        self._lines: dict[str, int] | None = None
-
-    @classmethod
-    def of(cls, value: JsonValue, table: bytes) -> LineMap:
-        def work() -> dict[str, int]:
-            lines: dict[str, int] = {}
-            _walk(value, orjson.loads(table), "", lines)
-            return lines
-
-        return cls(work)
+    def __init__(
+        self, value: JsonValue = None, table: bytes = b"[]", *, parent: LineMap | None = None, path: str = ""
+    ) -> None:
+        self._value = value
+        self._table = table
+        self._parent = parent
+        self._path = path
+        self._known: dict[str, int] | None = None
 
     def below(self, path: str) -> LineMap:
         """The same seen from one field: ``below("items[0]")["spec"]`` is what ``items[0].spec`` was."""
-        start = len(path)
-        return LineMap(
-            lambda: {
-                name[start:].removeprefix("."): line
-                for name, line in self.items()
-                if name.startswith(path) and name[start : start + 1] in (".", "[")
-            }
-        )
+        return LineMap(parent=self, path=path)
 
-    def _known(self) -> dict[str, int]:
-        if self._lines is None:
-            self._lines = self._work()
-        return self._lines
+    def _lines(self) -> dict[str, int]:
+        if self._known is None:
+            self._known = {}
+            if self._parent is None:
+                _walk(self._value, orjson.loads(self._table), "", self._known)
+            else:
+                start = len(self._path)
+                self._known = {
+                    name[start:].removeprefix("."): line
+                    for name, line in self._parent.items()
+                    if name.startswith(self._path) and name[start : start + 1] in (".", "[")
+                }
+        return self._known
 
     def __getitem__(self, path: str) -> int:
-        return self._known()[path]
+        return self._lines()[path]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known())
+        return iter(self._lines())
 
     def __len__(self) -> int:
-        return len(self._known())
+        return len(self._lines())
 
     def __repr__(self) -> str:
-        return f"LineMap({self._known()!r})"
+        return f"LineMap({self._lines()!r})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """One document of a file. ``value`` is shared where the text has aliases: never change it in place."""
 
     value: JsonValue
@@ -143,8 +139,8 @@ class Parsed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     def documents(self) -> list[Document]:
         return [
-            Document(value=value, line=place[0], column=place[1], lines=LineMap.of(value, table))
-            for value, place, table in zip(orjson.loads(self.values), self.places, self.tables, strict=True)
+            Document(value, line, column, LineMap(value, table))
+            for value, (line, column), table in zip(orjson.loads(self.values), self.places, self.tables, strict=True)
         ]
 
 
