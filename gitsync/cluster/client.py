@@ -230,7 +230,7 @@ class Cluster:
 
     # ------------------------------------------------ discovery
 
-    async def resource(self, group: str, version: str, kind: str) -> Resource:
+    async def resource(self, group: str, version: str, kind: str, *, deadline: float = DEADLINE) -> Resource:
         """How to address a kind. Cached per group and version; a miss asks the server once more. ``NoKind``."""
         where = (group, version)
         found = self._kinds.get(where, {}).get(kind)
@@ -238,7 +238,7 @@ class Cluster:
             known = self._kinds.get(where)
             async with self._kind_locks.setdefault(where, asyncio.Lock()):
                 if self._kinds.get(where) is known:  # nobody refreshed it while we waited
-                    self._kinds[where] = await self._discover(group, version)
+                    self._kinds[where] = await self._discover(group, version, deadline)
             found = self._kinds[where].get(kind)
         if found is None:
             name = f"{group}/{version}" if group else version
@@ -252,14 +252,15 @@ class Cluster:
     async def resource_of(self, ref: ObjectRef) -> Resource:
         return await self.resource(ref.group, ref.version, ref.kind)
 
-    async def _discover(self, group: str, version: str) -> dict[str, Resource]:
+    async def _discover(self, group: str, version: str, deadline: float) -> dict[str, Resource]:
         path = "/" + "/".join(
             quote(part, safe="") for part in (("apis", group, version) if group else ("api", version))
         )
-        answer = await self._call("GET", path, doing=f"discovering {path[1:]}", retry=True, absent_ok=True)
+        doing = f"discovering {path[1:]}"
+        answer = await self._call("GET", path, doing=doing, retry=True, absent_ok=True, deadline=deadline)
         if answer.status == 404:
             return {}
-        listed: list[Json] = read_object(answer.body, f"discovering {path[1:]}").get("resources") or []
+        listed: list[Json] = read_object(answer.body, doing).get("resources") or []
         found: dict[str, Resource] = {}
         for each in listed:
             if "/" in each["name"]:
@@ -620,7 +621,11 @@ class Cluster:
             error = Rejected(f"{ref.name!r} cannot be an object's name", doing=doing, ref=ref)
             error.causes, error.status = (("metadata.name", "is no name"),), 400
             raise error
-        resource = await self.resource_of(ref)
+        try:
+            resource = await self.resource(ref.group, ref.version, ref.kind, deadline=options.get("deadline", DEADLINE))
+        except NoKind as error:
+            error.doing, error.ref = doing, ref
+            raise
         if resource.namespaced and not ref.namespace:
             error = Rejected("it has no namespace, and its kind needs one", doing=doing, ref=ref)
             error.causes, error.status = (("metadata.namespace", "is missing"),), 400

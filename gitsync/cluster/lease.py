@@ -66,6 +66,7 @@ class Lease:
         self._seen: _Seen | None = None
         self._object: Json | None = None
         self._valid_until = float("-inf")
+        self._term: int | None = None  # the lease's leaseTransitions when it was acquired
 
     @property
     def held(self) -> bool:
@@ -110,15 +111,14 @@ class Lease:
         """Renew until that has failed for the renew deadline, or somebody else holds the lease."""
         while self.held:
             await asyncio.sleep(self._timing.retry)
-            if not await self._try() and self._object is not None and self.holder not in ("", self.identity):
-                self._valid_until = float("-inf")
+            await self._try(renew=True)
 
-    async def _try(self) -> bool:
+    async def _try(self, *, renew: bool = False) -> bool:
         """Acquire or renew once. False: somebody else has it, or the API server did not answer in time."""
         began = self._clock()
         try:
             async with asyncio.timeout(self._timing.retry * 2):
-                won = await self._write()
+                won = await self._write(renew)
         except (TimeoutError, GitsyncError):
             self._object = None  # what the server has now is not known
             return False
@@ -126,13 +126,16 @@ class Lease:
             self._valid_until = began + self._timing.renew_deadline
         return won
 
-    async def _write(self) -> bool:
+    async def _write(self, renew: bool) -> bool:
         live = self._object if self.held else None
         if live is None:
             live = await self._cluster.get(self.ref, deadline=self._timing.retry)
             self._observe(live)
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         spec: dict[str, Any] = dict(live["spec"]) if live else {}
+        if renew and (self.holder != self.identity or spec.get("leaseTransitions") != self._term):
+            self._valid_until = float("-inf")  # somebody else has led since
+            return False
         if self.holder and self.holder != self.identity and not self._expired(spec):
             return False
         if self.holder != self.identity:
@@ -140,6 +143,7 @@ class Lease:
         spec |= {"holderIdentity": self.identity, "renewTime": now}
         spec["leaseDurationSeconds"] = max(1, round(self._timing.duration))
         await self._put(live, spec)
+        self._term = spec.get("leaseTransitions")
         return True
 
     def _observe(self, live: Json | None) -> None:

@@ -90,15 +90,18 @@ async def secrets_of(cluster: Cluster, namespace: str) -> dict[str, Json]:
 
 
 async def test_what_was_saved_is_loaded(cluster: Cluster, namespace: str) -> None:
-    record = full(application(namespace), 3)
-    saved = await Records(cluster).save(record, owner_uid="owner")
+    # Any object can own one; Applications are not installed here.
+    body: Json = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shop", "namespace": namespace}}
+    owner = await cluster.apply(body)
+    record = full(owner.ref, 3)
+    saved = await Records(cluster).save(record, owner_uid=owner.uid)
     loaded = await Records(cluster).load(record.application)
     assert loaded == saved
     assert replace(loaded, stored=record.stored) == record
     assert loaded.stored.generation == 1
     (secret,) = (await secrets_of(cluster, namespace)).values()
     assert secret["type"] == "gitsync.dev/record"
-    assert secret["metadata"]["ownerReferences"][0]["uid"] == "owner"
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == owner.uid
     assert "gitsync.dev/application" not in secret["metadata"]["labels"]  # no drift watch sees it
 
 

@@ -78,25 +78,21 @@ async def test_what_cannot_be_undone_is_said(target: Target, namespace: str, clu
         "metadata": {"name": "migrate", "namespace": namespace},
         "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "m", "image": "m"}]}}},
     }
-    claim: Json = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "data", "namespace": namespace},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
-    }
-    inventory = await send(target, immutable, job, claim)
+    space: Json = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"{namespace}-made"}}
+    inventory = await send(target, immutable, job, space)
     before = good(target, config_map(namespace, "fixed", a="1"), config_map(namespace, "c", b="1"))
-    tried = attempt(target, immutable, job, claim, creates=(job, claim))
+    tried = attempt(target, immutable, job, space, creates=(job, space))
     restored = await restore(target, before, tried, inventory=inventory)
     assert [each.ref.name for each in restored.applied] == ["c"]  # the refusal did not stop the rest
     assert len(restored.statements) == 3
     assert "ConfigMap" in restored.statements[0]
     assert "immutable" in restored.statements[0]
     assert "may have run" in restored.statements[1]
-    assert "PersistentVolumeClaim" in restored.statements[2]
+    assert "Namespace" in restored.statements[2]
     removed = await remove_created(target, before, tried, inventory=inventory)
     assert [item.ref.kind for item in removed.removed] == ["Job"]
-    assert await alive(cluster, claim) is not None
+    assert await alive(cluster, space) is not None
+    await cluster.delete(inventory[2].ref, inventory[2].uid)
 
 
 async def test_jobs_are_never_run_again(target: Target, namespace: str, cluster: Cluster) -> None:

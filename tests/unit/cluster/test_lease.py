@@ -1,0 +1,193 @@
+"""One leader at a time, whatever happens to clocks, processes and the network."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gitsync.cluster.client import Cluster
+from gitsync.cluster.lease import Lease, Timing
+from gitsync.errors import Transient
+from gitsync.model import Json
+
+FAST = Timing(duration=1.2, renew_deadline=0.8, retry=0.1)
+
+
+class Clock:
+    """A monotonic clock that a test may push, as if the process had been stopped."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + self.skipped
+
+
+class Candidate:
+    def __init__(self, cluster: Cluster, namespace: str, name: str, timing: Timing = FAST) -> None:
+        self.clock = Clock()
+        self.lease = Lease(cluster, namespace=namespace, name="gitsync", identity=name, timing=timing, clock=self.clock)
+        self.leading = asyncio.Event()
+        self.terms = 0
+
+    async def work(self) -> None:
+        self.leading.set()
+        self.terms += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.leading.clear()
+
+
+@asynccontextmanager
+async def running(candidate: Candidate) -> AsyncGenerator[None]:
+    task = asyncio.create_task(candidate.lease.lead(candidate.work))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def soon(event: asyncio.Event) -> None:
+    await asyncio.wait_for(event.wait(), 10)
+
+
+async def test_one_leads_and_hands_over_at_once_when_it_stops(cluster: Cluster, namespace: str) -> None:
+    slow = Timing(duration=60, renew_deadline=40, retry=0.1)
+    one, two = Candidate(cluster, namespace, "one", slow), Candidate(cluster, namespace, "two", slow)
+    async with running(two):
+        await soon(two.leading)
+        async with running(one):
+            await asyncio.sleep(0.5)
+            assert not one.leading.is_set()
+            assert one.lease.holder == "two"
+            with pytest.raises(Transient, match="two is"):
+                one.lease.require()
+            two.lease.require()
+        assert two.leading.is_set()
+    assert not two.lease.held
+    async with running(one):
+        await asyncio.wait_for(one.leading.wait(), 3)  # released: nobody waits 60 s
+        live = await cluster.get(one.lease.ref)
+        assert live is not None
+        assert live["spec"]["holderIdentity"] == "one"
+        assert live["spec"]["leaseTransitions"] >= 2
+
+
+async def test_a_dead_leader_is_replaced_after_its_duration_and_not_before(cluster: Cluster, namespace: str) -> None:
+    dead, heir = Candidate(cluster, namespace, "dead"), Candidate(cluster, namespace, "heir")
+    assert await dead.lease._try()  # and never renews
+    began = asyncio.get_running_loop().time()
+    async with running(heir):
+        await soon(heir.leading)
+        assert asyncio.get_running_loop().time() - began >= 1.0
+        assert not dead.lease.held  # its own deadline passed before
+
+
+async def test_a_paused_leader_may_not_write_when_it_wakes(cluster: Cluster, namespace: str) -> None:
+    sleeper = Candidate(cluster, namespace, "sleeper")
+    async with running(sleeper):
+        await soon(sleeper.leading)
+        cluster.guard = sleeper.lease.require
+        body: Json = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": namespace}}
+        await cluster.apply(body)
+        sleeper.clock.skipped = 60.0
+        with pytest.raises(Transient, match="not the leader"):
+            await cluster.apply(body)
+        async with asyncio.timeout(5):
+            while not sleeper.lease.held:
+                await asyncio.sleep(0.05)
+        await cluster.apply(body)  # it has renewed since
+        cluster.guard = lambda: None
+        assert sleeper.terms == 1  # nobody else led meanwhile, so it goes on
+
+
+@pytest.mark.parametrize("heir_holds_on", [True, False])
+async def test_a_paused_leader_whose_place_was_taken_stops_its_work(
+    cluster: Cluster, namespace: str, heir_holds_on: bool
+) -> None:
+    sleeper, heir = Candidate(cluster, namespace, "sleeper"), Candidate(cluster, namespace, "heir")
+    async with running(sleeper):
+        await soon(sleeper.leading)
+        live = await cluster.get(sleeper.lease.ref)
+        assert live is not None
+        spec = live["spec"]
+        taken = {
+            "holderIdentity": "heir" if heir_holds_on else "",
+            "leaseTransitions": spec["leaseTransitions"] + 1,
+            "leaseDurationSeconds": 1,
+        }
+        sleeper.clock.skipped = 60.0
+        await cluster.patch(heir.lease.ref, {"spec": taken})
+        async with asyncio.timeout(10):
+            while sleeper.terms < 2:
+                await asyncio.sleep(0.05)
+
+
+async def test_wall_clocks_do_not_matter(cluster: Cluster, namespace: str) -> None:
+    one, two = Candidate(cluster, namespace, "one"), Candidate(cluster, namespace, "two")
+    async with running(one):
+        await soon(one.leading)
+        async with running(two):
+            for _ in range(8):  # whatever the holder's clock says, it renews
+                live = await cluster.get(one.lease.ref)
+                assert live is not None
+                await asyncio.sleep(0.15)
+                with contextlib.suppress(Transient):
+                    live["spec"]["renewTime"] = "2001-01-01T00:00:00.000000Z"
+                    await cluster.update(live)
+            await asyncio.sleep(0.3)
+            assert one.leading.is_set() != two.leading.is_set()
+
+
+async def test_a_leader_that_is_cut_off_stops_its_work(
+    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lonely = Candidate(cluster, namespace, "lonely")
+    async with running(lonely):
+        await soon(lonely.leading)
+
+        async def cut(*_: object, **__: object) -> Json:
+            raise Transient("cut off")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster, "get", cut)
+            patch.setattr(cluster, "update", cut)
+            async with asyncio.timeout(5):
+                while lonely.leading.is_set():
+                    await asyncio.sleep(0.05)
+            assert not lonely.lease.held
+        await soon(lonely.leading)
+
+
+async def test_two_started_at_once_make_one_leader(cluster: Cluster, namespace: str) -> None:
+    many = [Candidate(cluster, namespace, f"c{number}") for number in range(5)]
+    async with contextlib.AsyncExitStack() as stack:
+        for each in many:
+            await stack.enter_async_context(running(each))
+        for _ in range(15):
+            await asyncio.sleep(0.1)
+            assert sum(each.leading.is_set() for each in many) <= 1
+        assert sum(each.terms for each in many) == 1
+
+
+async def test_errors_of_the_work_pass_and_release(cluster: Cluster, namespace: str) -> None:
+    failing = Candidate(cluster, namespace, "failing")
+
+    async def fail() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        await failing.lease.lead(fail)
+    live = await cluster.get(failing.lease.ref)
+    assert live is not None
+    assert not live["spec"].get("holderIdentity")
+
+
+def test_timings_that_could_split_the_brain_are_refused() -> None:
+    with pytest.raises(ValueError, match="renew_deadline"):
+        Timing(duration=10, renew_deadline=10, retry=2)
