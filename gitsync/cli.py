@@ -459,8 +459,8 @@ def images(
     """List the images that a repository builds: name, context, fingerprint, and what a change touches."""
 
     async def work() -> None:
+        from gitsync.attempt import manifests_path
         from gitsync.images import ImageUse, describe, select
-        from gitsync.pipeline import manifests_path
         from gitsync.render import references, render
         from gitsync.source import GitPolicy, GitSource
 

@@ -21,8 +21,8 @@ from typing import Generic, Protocol, TypeVar
 
 import structlog
 
+from gitsync.attempt import Handover, Outcome, Target
 from gitsync.errors import GitsyncError, Waiting
-from gitsync.pipeline import Handover, Outcome, Target
 
 log = structlog.get_logger(__name__)
 

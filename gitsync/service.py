@@ -19,6 +19,7 @@ import orjson
 import structlog
 
 from gitsync.application import KIND, PLURAL, VERSION, Application, crd
+from gitsync.attempt import Prepared
 from gitsync.cluster.cache import Observed, Watcher
 from gitsync.cluster.client import Cluster
 from gitsync.cluster.lease import Lease
@@ -28,6 +29,7 @@ from gitsync.images import Access, ImageBuilder, Images, RegistryCredentials, ch
 from gitsync.images.buildah import Buildah
 from gitsync.images.buildctl import Buildctl
 from gitsync.images.docker import Docker
+from gitsync.ledger import Defaults, Tools
 from gitsync.model import (
     ANNOTATION_REQUESTED_AT,
     ANNOTATION_RETRY,
@@ -36,7 +38,7 @@ from gitsync.model import (
     ObjectRef,
     Stage,
 )
-from gitsync.pipeline import Defaults, Pipeline, Prepared
+from gitsync.pipeline import Pipeline
 from gitsync.report.log import configure
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
@@ -101,8 +103,9 @@ async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> 
     ):
         policy = GitPolicy(allow_insecure_transports=settings.allow_insecure_git, fetch_timeout=settings.fetch_timeout)
         service = Service(settings, cluster, reporter, metrics)
-        service.pipeline = Pipeline(
+        tools = Tools(
             applications=service.parsed.get,
+            wake=service.wake,
             source=GitSource(settings.cache_dir, policy),
             images=images,
             cluster=cluster,
@@ -116,6 +119,7 @@ async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> 
                 login=login(settings),
             ),
         )
+        service.pipeline = Pipeline(tools)
         yield service
 
 
@@ -188,7 +192,7 @@ class Service:
             self._observed,
             namespace=self.settings.namespace or self.settings.application.partition("/")[0],
         )
-        async with Scheduler(self.pipeline) as scheduler, asyncio.TaskGroup() as group:
+        async with self.pipeline.follower, Scheduler(self.pipeline) as scheduler, asyncio.TaskGroup() as group:
             self._scheduler, self._watcher = scheduler, watcher
             watching = group.create_task(watcher.run(), name=f"watch {PLURAL}")
             try:
@@ -221,7 +225,7 @@ class Service:
     async def _forget(self, key: str) -> None:
         if self._scheduler is not None:
             await self._scheduler.forget(key)
-        self.pipeline.forget(key)
+        await self.pipeline.forget(key)
         self._reporter.forget(key)
 
     def _background(self, work: Any) -> None:

@@ -1,0 +1,340 @@
+"""What a run through the pipeline works on, and the pure decisions about it. No I/O here.
+
+``Decision`` names what was looked at, ``Prepared`` is a plan with all that applying it needs, ``Memory`` is what a
+process remembers of an Application between runs (a cache: it may vanish at any moment), and the functions turn
+Records, plans and snapshots into new ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import posixpath
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import orjson
+
+from gitsync.application import DEFAULT_PATHS, Application
+from gitsync.cluster.record import Attempt, Quarantined, Record
+from gitsync.errors import Invalid
+from gitsync.model import (
+    ANNOTATION_APPROVE,
+    ANNOTATION_RECONCILE,
+    ANNOTATION_REQUESTED_AT,
+    ANNOTATION_RETRY,
+    Action,
+    Applied,
+    Change,
+    Desired,
+    ImageSet,
+    ImageSpec,
+    InventoryItem,
+    Json,
+    Manifest,
+    ObjectRef,
+    Origin,
+    Plan,
+    Revision,
+    Snapshot,
+    Stage,
+)
+from gitsync.plan import lint
+from gitsync.rollout.target import Key
+from gitsync.rollout.target import Target as ClusterTarget
+from gitsync.source import Ref
+
+MOST_GETS = 8  # objects of one kind and namespace read one by one; more are read by a list
+HANDED_OVER_RETRY = 0.0
+FREE_REPAIRS = 5  # of one object at once, then the pauses double
+LONGEST_TRUCE = 300.0  # seconds
+PEACE = 600.0  # seconds without a repair after which a fight is forgotten
+MOST_HISTORY = 50
+MOST_QUARANTINED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What a run decided about. The same again needs no second look."""
+
+    sha: str
+    generation: int
+    approved: str = ""
+    retried: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A plan, and what it was made from. ``digest`` is what quarantine would remember.
+
+    ``deferred`` could not be dry-run before the commit's own namespaces, definitions and roles exist; ``present`` are
+    the unchanged objects as they live; ``record_generation`` tells whether the Record was written since.
+    """
+
+    application: Application
+    decision: Decision
+    plan: Plan
+    images: ImageSet
+    digest: str
+    target: ClusterTarget
+    deferred: tuple[Manifest, ...] = ()
+    present: tuple[InventoryItem, ...] = ()
+    live: Mapping[Key, Json]
+    record_generation: int = 0
+    repair: bool = False  # of what somebody changed since the last delivery: no new commit
+
+    def resumes(self, attempt: Attempt) -> bool:
+        return attempt.digest == self.digest and attempt.revision == self.plan.revision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a lane achieved. ``retry_after``: seconds until the next try without a trigger; ``None``: the poll."""
+
+    delivered: bool = False  # something new serves
+    retry_after: float | None = None
+
+
+class Handover:
+    """Lets an apply ask, at each safe point, whether a newer plan is waiting."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    @property
+    def requested(self) -> bool:
+        return self._event.is_set()
+
+    def request(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+@dataclass(slots=True)
+class Target:
+    """What a preparation turned out to work on, filled in by the work as soon as it knows: a commit's sha."""
+
+    sha: str = ""
+
+
+@dataclass(slots=True)
+class Fight:
+    """Repairs of one object. Somebody who writes it again and again is answered ever more rarely."""
+
+    repairs: int = 0
+    last: float = 0.0  # monotonic seconds
+
+    def due(self, now: float) -> float:
+        """When it may be repaired again, by the monotonic clock. The first few are repaired at once."""
+        if now - self.last > PEACE:
+            self.repairs = 0
+        if self.repairs < FREE_REPAIRS:
+            return now
+        return self.last + min(LONGEST_TRUCE, 2.0 ** (self.repairs - FREE_REPAIRS + 1))
+
+
+@dataclass(slots=True)
+class Memory:
+    record: Record | None = None
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while the Record is written, by either lane
+    decided: Decision | None = None
+    following: bool = False  # the last good state serves, and watches tell when it changes
+    considering: Decision | None = None
+    digest: str = ""  # of what is being considered
+    applying: Decision | None = None
+    resumed: bool = False  # the attempt that a former process left was looked at
+    replies: dict[Key, Json] = field(default_factory=dict[Key, Json])  # of the rollout under way
+    fights: dict[Key, Fight] = field(default_factory=dict[Key, "Fight"])
+
+
+# ---------------------------------------------------------------- the Application and its commit
+
+
+def decision_of(application: Application, revision: Revision) -> Decision:
+    return Decision(
+        sha=revision.sha,
+        generation=application.generation,
+        approved=application.annotations.get(ANNOTATION_APPROVE, ""),
+        retried=application.annotations.get(ANNOTATION_RETRY, ""),
+    )
+
+
+def manifests_path(snapshot: Snapshot) -> str:
+    """The first of the usual directories that the commit has. ``Invalid`` if there is none."""
+    for path in DEFAULT_PATHS:
+        if any(True for _ in snapshot.entries(path)):
+            return path
+    raise Invalid(
+        f"the repository has none of the directories {', '.join(f'{each}/' for each in DEFAULT_PATHS)}",
+        doing="looking for manifests",
+        origin=Origin(repository=snapshot.revision.repository, sha=snapshot.revision.sha),
+        hint="put the manifests into manifests/, or name their directory in spec.source.path",
+        reason="PathNotFound",
+    )
+
+
+def ref_of(application: Application) -> Ref:
+    ref = application.spec.source.ref
+    return Ref(**{ref.kind: ref.value})
+
+
+def handled(application: Application) -> dict[str, str]:
+    """What to say when everything that was asked for has been looked at."""
+    return {"handled_request": application.annotations.get(ANNOTATION_REQUESTED_AT, "")}
+
+
+def approved(application: Application, revision: Revision) -> bool:
+    given = application.annotations.get(ANNOTATION_APPROVE, "").rsplit(":", 1)[-1]
+    return len(given) >= 7 and revision.sha.startswith(given)
+
+
+def image_specs(application: Application) -> tuple[ImageSpec, ...]:
+    """The ``images:`` entries with their defaults: the context is the Dockerfile's directory, or vice versa."""
+    return tuple(
+        ImageSpec(
+            name=entry.name,
+            context=entry.context or posixpath.dirname(entry.dockerfile) or ".",
+            dockerfile=entry.dockerfile or posixpath.join(entry.context, "Dockerfile"),
+            repository=entry.repository or "",
+            target=entry.target,
+            args=tuple(sorted(entry.args.items())),
+            platforms=tuple(entry.platforms),
+        )
+        for entry in application.spec.images
+    )
+
+
+def input_digest(desired: Desired, fingerprints: Mapping[str, str]) -> str:
+    """Identity of what a commit wants: its unpinned objects, and what their images are made from. 64 hex digits.
+
+    Known before anything is built, so that a commit whose build failed is recognised, too.
+    """
+    digest = hashlib.sha256()
+    for each in (*(manifest.object for manifest in desired.manifests), dict(fingerprints)):
+        digest.update(orjson.dumps(each, option=orjson.OPT_SORT_KEYS))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def needed(desired: Desired) -> frozenset[ObjectRef]:
+    """The ConfigMaps, Secrets and claims that pods of the commit cannot start without, wherever they come from."""
+    keys = frozenset[Key]().union(*(lint.references(manifest) for manifest in desired.manifests))
+    return frozenset(
+        ObjectRef(group=group, version="v1", kind=kind, namespace=space, name=name) for group, kind, space, name in keys
+    )
+
+
+def followed(manifest: Manifest) -> bool:
+    """Whether drift of it is repaired. A Job ran once and may be cleaned away; some say that they are left alone."""
+    annotations: Json = manifest.object["metadata"].get("annotations") or {}
+    return manifest.ref.kind != "Job" and annotations.get(ANNOTATION_RECONCILE) != "disabled"
+
+
+# ---------------------------------------------------------------- the Record
+
+
+def merged(inventory: Sequence[InventoryItem], found: Iterable[InventoryItem]) -> tuple[InventoryItem, ...]:
+    """The inventory with these in it; the newest UID of an object wins."""
+    items = {item.ref.key: item for item in inventory}
+    items.update((item.ref.key, item) for item in found)
+    return tuple(items.values())
+
+
+def without(record: Record, gone: Collection[Key]) -> Record:
+    """The Record without these objects in its inventory."""
+    return replace(record, inventory=tuple(item for item in record.inventory if item.ref.key not in gone))
+
+
+def begun(record: Record, prepared: Prepared) -> Record:
+    """The Record with the attempt in it. An attempt that is resumed keeps when it began and what it created."""
+    changes = prepared.plan.changes
+    former = record.attempt if record.attempt is not None and prepared.resumes(record.attempt) else None
+    creates = {change.manifest.ref for change in changes if change.action is Action.CREATE}
+    attempt = Attempt(
+        revision=prepared.plan.revision,
+        phase=Stage.ROLLOUT,
+        objects=tuple(change.manifest.object for change in changes),
+        origins=tuple(change.manifest.origin for change in changes),
+        creates=tuple(sorted(creates | set(former.creates if former else ()))),
+        replaces=tuple(change.manifest.ref for change in changes if change.action is Action.REPLACE),
+        images=prepared.images.images,
+        bases=prepared.images.bases,
+        started_at=former.started_at if former else datetime.now(UTC),
+        generation=prepared.application.generation,
+        digest=prepared.digest,
+    )
+    return replace(
+        record, attempt=attempt, inventory=merged(record.inventory, prepared.present),
+        bases={**record.bases, **prepared.images.bases},
+    )  # fmt: skip
+
+
+def quarantined(prepared: Prepared, stage: Stage, message: str) -> Quarantined:
+    return Quarantined(
+        digest=prepared.digest,
+        generation=prepared.application.generation,
+        revision=prepared.plan.revision,
+        stage=stage,
+        message=message,
+        at=datetime.now(UTC),
+    )
+
+
+def remembered(entries: Sequence[Quarantined], entry: Quarantined) -> tuple[Quarantined, ...]:
+    """One entry per input; the oldest of many are forgotten."""
+    others = [each for each in entries if (each.digest, each.generation) != (entry.digest, entry.generation)]
+    return (*others, entry)[-MOST_QUARANTINED:]
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def without_effectless(planned: Plan, live: Mapping[Key, Json], replies: Mapping[Key, Applied]) -> Plan:
+    """The plan without updates that the server says change nothing (a default, a webhook, another spelling)."""
+
+    def judged(change: Change) -> Change:
+        key = change.manifest.ref.key
+        if change.action is not Action.UPDATE or key not in replies or key not in live:
+            return change
+        if essence(live[key]) != essence(replies[key].object):
+            return change
+        return replace(change, action=Action.UNCHANGED, fields=())
+
+    return replace(planned, waves=tuple(tuple(judged(change) for change in wave) for wave in planned.waves))
+
+
+def essence(obj: Json) -> Json:
+    """An object without what every write changes."""
+    metadata = {
+        key: value
+        for key, value in obj["metadata"].items()
+        if key not in ("managedFields", "resourceVersion", "generation")
+    }
+    return {key: value for key, value in obj.items() if key != "status"} | {"metadata": metadata}
+
+
+def summary(planned: Plan) -> str:
+    """``2 created, 1 updated, 4 unchanged``."""
+    words = {
+        Action.CREATE: "created",
+        Action.UPDATE: "updated",
+        Action.REPLACE: "replaced",
+        Action.UNCHANGED: "unchanged",
+    }
+    counts = Counter(change.action for change in planned.changes)
+    parts = [f"{counts[action]} {word}" for action, word in words.items() if counts[action]]
+    parts += [f"{len(planned.prunes)} deleted"] if planned.prunes else []
+    return ", ".join(parts)
+
+
+def held_message(prepared: Prepared) -> str:
+    held = prepared.plan.held
+    names = ", ".join(str(item.ref) for item in held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")
+    return (
+        f"{prepared.plan.revision} would delete {names}; nothing is deleted until a person approves: "
+        f"'gitsync approve {prepared.application.key}'"
+    )

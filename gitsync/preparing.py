@@ -1,0 +1,366 @@
+"""From an Application to a plan: the acting half of source, render, images and plan, step by step.
+
+Writes nothing but caches, images and what the Record must remember first (a released quarantine, objects that a crash
+kept out of the inventory). Everything here may be cancelled at any instruction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64decode
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from gitsync.application import Application
+from gitsync.attempt import (
+    MOST_GETS,
+    MOST_QUARANTINED,
+    Decision,
+    Memory,
+    Prepared,
+    approved,
+    decision_of,
+    image_specs,
+    input_digest,
+    manifests_path,
+    merged,
+    needed,
+    ref_of,
+    without_effectless,
+)
+from gitsync.cluster.answers import NoKind
+from gitsync.cluster.client import service_account
+from gitsync.cluster.record import Attempt, Record
+from gitsync.errors import BuildFailed, Held, Invalid, Refused, Waiting
+from gitsync.images import Destination, ImageUse, RegistryCredentials, describe, select
+from gitsync.ledger import Ledger, Tools
+from gitsync.model import (
+    Action,
+    Desired,
+    HealthStatus,
+    ImageSet,
+    InventoryItem,
+    Json,
+    Manifest,
+    ObjectRef,
+    Origin,
+    Revision,
+    Snapshot,
+    Stage,
+    SyncStatus,
+)
+from gitsync.plan import PlanOptions, autoscaled, plan
+from gitsync.render import RenderOptions, references, render, stamp, with_namespace
+from gitsync.report.reporter import Run
+from gitsync.rollout.dryrun import dry_run
+from gitsync.rollout.ownership import autoscalers
+from gitsync.rollout.target import Key
+from gitsync.rollout.target import Target as ClusterTarget
+from gitsync.source import GitCredentials
+
+
+class Preparing:
+    """The steps before the first write."""
+
+    def __init__(self, tools: Tools, ledger: Ledger) -> None:
+        self._tools = tools
+        self._ledger = ledger
+
+    def require_dependencies(self, application: Application) -> None:
+        for dependency in application.spec.sync.depends_on:
+            key = f"{dependency.namespace or application.namespace}/{dependency.name}"
+            said = self._tools.reporter.said(key)
+            observed = said.observation if said else None
+            if observed is None or (observed.sync, observed.health.status) != (SyncStatus.SYNCED, HealthStatus.HEALTHY):
+                raise Waiting(
+                    f"it waits for Application {key}, which is not synced and healthy",
+                    retry_after=30.0,
+                    doing="looking at dependencies of",
+                    ref=application.ref,
+                    hint=f"'gitsync get {key}' says how that one is",
+                    reason="DependencyNotReady",
+                )
+
+    async def fetch(self, application: Application) -> Revision:
+        credentials = await self.git_credentials(application)
+        return await self._tools.source.fetch(application.spec.source.repository, ref_of(application), credentials)
+
+    async def git_credentials(self, application: Application) -> GitCredentials | None:
+        wanted = application.spec.source.secret_ref
+        if wanted is None:
+            return None
+        credentials = GitCredentials.from_secret(await self._secret(application, wanted.name, "source.secretRef"))
+        self._tools.reporter.redactor.learn(*credentials.secrets)
+        return credentials
+
+    async def _secret(self, application: Application, name: str, field_path: str) -> Mapping[str, bytes]:
+        ref = ObjectRef(version="v1", kind="Secret", namespace=application.namespace, name=name)
+        secret = await self._tools.cluster.get(ref)
+        if secret is None:
+            raise Waiting(
+                f"there is no Secret {application.namespace}/{name}",
+                retry_after=30.0,
+                doing=f"reading spec.{field_path} of",
+                ref=application.ref,
+                hint="create it, or correct the name",
+                reason="SecretNotFound",
+            )
+        data: dict[str, str] = secret.get("data") or {}
+        return {key: b64decode(value) for key, value in data.items()}
+
+    async def release(self, application: Application, memory: Memory, record: Record, decision: Decision) -> Record:
+        """``gitsync sync --retry`` empties the quarantine, once: the Record remembers that it did."""
+        mark = f"retry:{decision.retried}"
+        if not decision.retried or mark in record.approvals:
+            return record
+        return await self._ledger.save(
+            application,
+            memory,
+            lambda now: replace(now, quarantine=(), approvals=(*now.approvals[-MOST_QUARANTINED:], mark)),
+        )
+
+    async def check_history(self, application: Application, record: Record, revision: Revision) -> None:
+        good = record.last_good
+        if good is None or good.revision.repository != revision.repository or approved(application, revision):
+            return
+        relation = await self._tools.source.relation(revision.repository, good.revision.sha, revision.sha)
+        if relation == "unrelated":
+            raise Held(
+                f"{revision} has no history in common with what is deployed, {good.revision}",
+                doing="following the history of",
+                ref=application.ref,
+                hint=f"if that is meant: 'gitsync approve {application.key}'",
+                reason="UnrelatedHistory",
+            )
+
+    async def render(self, application: Application, snapshot: Snapshot) -> Desired:
+        path = application.spec.source.path or manifests_path(snapshot)
+        options = replace(RenderOptions(), release=application.name, namespace=application.target_namespace)
+        desired = await render(snapshot, path, options=options)
+        scopes = await self._scopes(application, desired)
+        return stamp(
+            with_namespace(desired, application.target_namespace, lambda ref: scopes[ref.group, ref.kind]),
+            key=application.key.encode()[:64],
+        )
+
+    async def _scopes(self, application: Application, desired: Desired) -> Mapping[tuple[str, str], bool]:
+        """Which kinds are namespaced: the server's word, or that of a CustomResourceDefinition of the same commit."""
+        scopes = {
+            (str(m.object["spec"].get("group")), str(m.object["spec"]["names"].get("kind"))): (
+                m.object["spec"].get("scope") == "Namespaced"
+            )
+            for m in desired.manifests
+            if m.ref.kind == "CustomResourceDefinition" and isinstance(m.object.get("spec"), dict)
+        }
+        for manifest in desired.manifests:
+            kind = (manifest.ref.group, manifest.ref.kind)
+            if kind not in scopes:
+                try:
+                    scopes[kind] = (await self._tools.cluster.resource_of(manifest.ref)).namespaced
+                except Invalid as error:
+                    error.origin, error.ref = manifest.at("kind"), manifest.ref
+                    raise
+        return scopes
+
+    async def build(
+        self,
+        application: Application,
+        memory: Memory,
+        record: Record,
+        snapshot: Snapshot,
+        desired: Desired,
+        run: Run,
+    ) -> ImageSet:
+        """The images of the commit, found or built. A quarantined commit is refused before anything is built."""
+        specs = select(
+            [entry.path for entry in snapshot.entries()],
+            [ImageUse(reference=use.image, origin=use.origin) for use in references(desired.manifests)],
+            image_specs(application),
+            repository=snapshot.revision.repository,
+        )
+        to = await self._destination(application)
+        bases = await self._tools.images.lock(snapshot, specs, to=to, bases=record.bases)
+        rows = await describe(snapshot, specs, bases=bases, platforms=to.platforms)
+        memory.digest = input_digest(desired, {str(row["name"]): str(row["fingerprint"]) for row in rows})
+        self._refuse_quarantined(application, record, memory.digest)
+
+        def heard(image: str, line: str) -> None:
+            run.log.debug("build", image=image, line=line)
+
+        if specs:
+            run.tell(f"finding or building {', '.join(spec.name for spec in specs)}")
+        try:
+            images = await self._tools.images.ensure(snapshot, specs, to=to, bases=bases, log=heard)
+        except BuildFailed:
+            self._tools.reporter.metrics.built(0.0, succeeded=False)
+            raise
+        for image in images.images:
+            if image.built:
+                self._tools.reporter.metrics.built(image.seconds, succeeded=True)
+        return images
+
+    async def _destination(self, application: Application) -> Destination:
+        registry = application.spec.registry
+        login = self._tools.defaults.login
+        if registry.secret_ref is not None:
+            secret = await self._secret(application, registry.secret_ref.name, "registry.secretRef")
+            login = RegistryCredentials.from_dockerconfigjson(
+                secret.get(".dockerconfigjson", b""),
+                source=f"Secret {application.namespace}/{registry.secret_ref.name}",
+            )
+        push = registry.repository or self._tools.defaults.push
+        pull = registry.pull_repository or ("" if registry.repository else self._tools.defaults.pull)
+        return Destination(push=push, pull=pull, credentials=login)
+
+    def _refuse_quarantined(self, application: Application, record: Record, digest: str) -> None:
+        for entry in record.quarantine:
+            if entry.digest == digest and entry.generation == application.generation:
+                raise Refused(
+                    f"quarantined, it failed at {entry.stage.value} as {entry.revision}: {entry.message}",
+                    doing="deciding about",
+                    ref=application.ref,
+                    hint=f"push a fix, or 'gitsync sync --retry {application.key}'",
+                    reason="Quarantined",
+                )
+
+    async def plan(
+        self,
+        application: Application,
+        memory: Memory,
+        record: Record,
+        decision: Decision,
+        desired: Desired,
+        images: ImageSet,
+        digest: str,
+        run: Run,
+    ) -> Prepared:
+        """``desired`` is pinned. Reads the live state, decides, and asks the server about all that would be sent."""
+        target = self.target(application)
+        refs = [*(m.ref for m in desired.manifests), *(item.ref for item in record.inventory), *needed(desired)]
+        live = await self.live(target, refs)
+        scalers = await autoscalers(self._tools.cluster, desired.manifests, impersonate=target.impersonate)
+        good = record.last_good
+        planned = plan(
+            desired,
+            live,
+            record.inventory,
+            owner=application.key,
+            previous={ObjectRef.of(obj).key: obj for obj in good.objects} if good else {},
+            autoscalers=scalers,
+            options=PlanOptions(
+                prune=application.spec.sync.prune,
+                approved=desired.revision.sha if approved(application, desired.revision) else "",
+                zero_downtime=application.spec.zero_downtime,
+                accept_interruption=application.spec.sync.accept_interruption,
+            ),
+        )
+        gone = {item.ref.key for item in planned.prunes}
+        staying = [obj for key, obj in live.items() if key not in gone]
+        target = replace(target, autoscaled=autoscaled(desired.manifests, [*scalers, *staying]))
+        sent = [change for change in planned.changes if change.action is not Action.UNCHANGED]
+        tried = await dry_run(
+            target,
+            [change.manifest for change in sent],
+            replaces=[change.manifest.ref for change in sent if change.action is Action.REPLACE],
+        )
+        if tried.refusals:
+            raise tried.refusals[0]
+        planned = without_effectless(planned, live, tried.replies)
+        for finding in planned.findings:
+            run.log.info(
+                "finding", rule=finding.rule, level=finding.level, object=str(finding.ref), says=finding.message
+            )
+        return Prepared(
+            application=application,
+            decision=decision,
+            plan=planned,
+            images=images,
+            digest=digest,
+            target=target,
+            deferred=tried.deferred,
+            live=live,
+            present=tuple(
+                InventoryItem(ref=change.manifest.ref, uid=str(live[change.manifest.ref.key]["metadata"]["uid"]))
+                for change in planned.changes
+                if change.action is Action.UNCHANGED and change.manifest.ref.key in live
+            ),
+            record_generation=record.stored.generation,
+        )
+
+    async def plan_again(self, prepared: Prepared, memory: Memory, record: Record, run: Run) -> Prepared:
+        desired = Desired(
+            revision=prepared.plan.revision, manifests=tuple(change.manifest for change in prepared.plan.changes)
+        )
+        return await self.plan(
+            prepared.application, memory, record, prepared.decision, desired, prepared.images, prepared.digest, run
+        )
+
+    def target(self, application: Application) -> ClusterTarget:
+        name = application.spec.sync.service_account_name or self._tools.defaults.service_account
+        return ClusterTarget(
+            cluster=self._tools.cluster,
+            application=application.ref,
+            impersonate=service_account(application.namespace, name) if name else "",
+        )
+
+    async def live(self, target: ClusterTarget, refs: Iterable[ObjectRef]) -> dict[Key, Json]:
+        """What exists of these. Many of one kind are read by one list. A failed read is an error, never an absence."""
+        groups: dict[tuple[str, str, str, str], dict[str, ObjectRef]] = {}
+        for ref in refs:
+            groups.setdefault((ref.group, ref.version, ref.kind, ref.namespace), {})[ref.name] = ref
+
+        async def read(wanted: Mapping[str, ObjectRef]) -> list[Json]:
+            first = next(iter(wanted.values()))
+            try:
+                if len(wanted) <= MOST_GETS:
+                    gets = [self._tools.cluster.get(ref, impersonate=target.impersonate) for ref in wanted.values()]
+                    return [obj for obj in await asyncio.gather(*gets) if obj is not None]
+                resource = await self._tools.cluster.resource_of(first)
+                listing = await self._tools.cluster.list(
+                    resource, namespace=first.namespace, impersonate=target.impersonate
+                )
+            except NoKind:
+                return []  # its definition comes with this commit, or went and took its objects along
+            return [obj for obj in listing.items if obj["metadata"]["name"] in wanted]
+
+        found = await asyncio.gather(*(read(wanted) for wanted in groups.values()))
+        return {ObjectRef.of(obj).key: obj for objects in found for obj in objects}
+
+    async def resume(self, application: Application, memory: Memory, record: Record, run: Run) -> Prepared | None:
+        """Go on with what a former process began, from the Record alone. ``None``: nothing, or the spec has changed."""
+        attempt = record.attempt
+        if attempt is None:
+            return None
+        record = await self.settle(application, memory, record, attempt)
+        if attempt.generation != application.generation and attempt.phase is not Stage.RESTORE:
+            return None
+        run.found(str(attempt.revision))
+        origins = attempt.origins or (Origin(),) * len(attempt.objects)
+        desired = Desired(
+            revision=attempt.revision,
+            manifests=tuple(
+                Manifest(ref=ObjectRef.of(obj), object=obj, origin=origin)
+                for obj, origin in zip(attempt.objects, origins, strict=True)
+            ),
+        )
+        decision = decision_of(application, attempt.revision)
+        images = ImageSet(images=attempt.images, bases=attempt.bases)
+        memory.considering, memory.digest = decision, attempt.digest
+        async with run.stage(Stage.PLAN, "resuming what was interrupted"):
+            return await self.plan(application, memory, record, decision, desired, images, attempt.digest, run)
+
+    async def settle(self, application: Application, memory: Memory, record: Record, attempt: Attempt) -> Record:
+        """A crash may have come between a creation and its record: what we created is ours."""
+        target = self.target(application)
+        known = {item.ref.key for item in record.inventory}
+        live = await self.live(target, [ref for ref in attempt.creates if ref.key not in known])
+        found = [
+            InventoryItem(ref=ref, uid=str(live[ref.key]["metadata"]["uid"]))
+            for ref in attempt.creates
+            if ref.key in live and target.owns(live[ref.key])
+        ]
+        if not found:
+            return record
+        return await self._ledger.save(
+            application, memory, lambda now: replace(now, inventory=merged(now.inventory, found))
+        )
