@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 PROGRAMS = {
@@ -47,15 +48,21 @@ def program(name: str) -> str:
     return found
 
 
-def missing() -> dict[str, str]:
-    """What is missing → the Debian package that has it."""
-    absent = {name: package for name, package in PROGRAMS.items() if shutil.which(name, path=SEARCH_PATH) is None}
-    return absent | {path: package for path, package in FILES.items() if not Path(path).exists()}
+ALL = PROGRAMS | FILES
 
 
-def install() -> None:
+def missing(wanted: Mapping[str, str] = ALL) -> dict[str, str]:
+    """What is missing of these → the Debian package that has it. A name with a slash is a file."""
+    return {
+        name: package
+        for name, package in wanted.items()
+        if not (Path(name).exists() if "/" in name else shutil.which(name, path=SEARCH_PATH))
+    }
+
+
+def install(needed: Mapping[str, str] = ALL) -> None:
     """Install what is missing. Raises PackageError that names the packages where we cannot."""
-    wanted = missing()
+    wanted = missing(needed)
     if not wanted:
         return
     packages = sorted(set(wanted.values()))
@@ -80,5 +87,5 @@ def install() -> None:
     finally:
         if ours:
             policy.unlink()
-    if still := missing():
+    if still := missing(needed):
         raise PackageError(f"installed {' '.join(packages)}, but still missing: {', '.join(sorted(still))}")
