@@ -1,61 +1,30 @@
-"""gitsync as a process of this machine, outside the cluster, following one repository; and the repository itself.
+"""gitsync as a process of this machine, outside the cluster, following one repository.
 
 Owns that process and the files it is given. It makes no Application: ``gitsync run REPOSITORY`` does.
 """
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tests.cluster import Cluster
 from tests.cluster.githost import GitHost
+from tests.e2e.world import SAMPLES, Repository, eventually
 
-ROOT = Path(__file__).parents[2]
 GITSYNC = Path(sys.executable).with_name("gitsync")
 
 
-class WorkingCopy:
-    """A clone of a repository on the git host, as a developer has it. It begins with the files of a sample."""
-
-    def __init__(self, host: GitHost, name: str, sample: Path, path: Path) -> None:
-        self.path = path
-        self.url = host.url(name)
-        host.create(name)
-        shutil.copytree(sample, path)
-        self._git("init", "--quiet", "--initial-branch=main")
-        self._git("remote", "add", "origin", self.url.replace("://", f"://{host.user}:{host.password}@"))
-
-    def edit(self, file: str, old: str, new: str) -> None:
-        path = self.path / file
-        text = path.read_text()
-        assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
-        path.write_text(text.replace(old, new))
-
-    def push(self, message: str) -> str:
-        """Commit all there is and push it; returns the commit."""
-        self._git("add", "--all")
-        self._git("commit", "--quiet", f"--message={message}")
-        self._git("push", "--quiet", "origin", "main")
-        return self._git("rev-parse", "HEAD").strip()
-
-    def apply(self, patch: Path) -> None:
-        self._git("apply", str(patch))
-
-    def _git(self, *arguments: str) -> str:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        environment |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_TERMINAL_PROMPT": "0"}
-        argv = ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-C", str(self.path), *arguments]
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"git {arguments[0]}: {done.stderr}"
-        return done.stdout
+def clone_of_sample(host: GitHost, name: str, sample: str, path: Path) -> Repository:
+    """An empty repository on the host, and a clone with the files of ``manifests/<sample>``, not committed yet."""
+    repository = Repository.create(host, name, path)
+    repository.copy(SAMPLES / sample)
+    return repository
 
 
 def prepare_namespace(cluster: Cluster, host: GitHost, namespace: str) -> None:
@@ -124,28 +93,31 @@ class Follower:
         }
         self._argv = [str(GITSYNC), "run", url, "--registry", f"{host}/{registry}", "--secret", "git", *options]
         self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
 
     def __enter__(self) -> "Follower":
-        self._log = self.log_file.open("ab")
-        self._process = self.cluster.popen_in(
-            self._argv, env=self._environment, stdout=self._log, stderr=self._log, start_new_session=True
-        )
-        until(lambda: any(line.get("event") == "listening" for line in self.log()), "gitsync listens", self._running)
+        with self.log_file.open("ab") as log:
+            self._process = self.cluster.popen_in(
+                self._argv, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            eventually(self._listens, "gitsync listens", seconds=60)
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        code = self._stop()
+        assert code == 0, f"gitsync ended with {code}:\n{self.tail()}"
+
+    def _stop(self) -> int:
         assert self._process is not None
-        assert self._log is not None
-        self._process.send_signal(signal.SIGTERM)
+        self._process.terminate()
         try:
-            code = self._process.wait(timeout=60)
+            return self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            code = -signal.SIGKILL
-        self._log.close()
-        assert code == 0, f"gitsync ended with {code}:\n{self.tail()}"
+            return self._process.wait()
 
     def log(self) -> list[dict[str, Any]]:
         """The log so far; a line that is no JSON has it as ``raw``."""
@@ -178,24 +150,17 @@ class Follower:
 
     def metric(self, name: str) -> float:
         """The sum over all labels; 0 if there is none yet."""
-        listening = next(line for line in self.log() if line.get("event") == "listening")
+        listening = next(line for line in self.log() if line.get("message") == "listening")
         url = f"http://{listening['host']}:{listening['port']}/metrics"
         with urllib.request.urlopen(url, timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         found = [line.rsplit(" ", 1)[1] for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
         return sum(map(float, found))
 
-    def _running(self) -> None:
+    def _listens(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"gitsync ended with {self._process.returncode}:\n{self.tail()}"
-
-
-def until(condition: Any, what: str, check: Any = lambda: None, *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        check()
-        assert time.monotonic() < deadline, f"not after {seconds:.0f} s: {what}"
-        time.sleep(0.1)
+        return any(line.get("message") == "listening" for line in self.log())
 
 
 def get(url: str) -> str:

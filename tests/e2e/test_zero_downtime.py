@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster import Cluster, load
+from tests.cluster import Cluster, OwnCluster, load, packages
 from tests.cluster.githost import GitHost
-from tests.e2e.outside import ROOT, Follower, WorkingCopy, get, pods, prepare_namespace, service_url, until
+from tests.e2e.outside import Follower, clone_of_sample, get, pods, prepare_namespace, service_url
+from tests.e2e.world import ROOT, Repository, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -53,7 +54,7 @@ class Rollout:
 class Campaign:
     """One sample, deployed by a running gitsync and rolled again and again under load."""
 
-    def __init__(self, cluster: Cluster, copy: WorkingCopy, gitsync: Follower, log: Path) -> None:
+    def __init__(self, cluster: Cluster, copy: Repository, gitsync: Follower, log: Path) -> None:
         self.cluster, self.copy, self.gitsync, self.log = cluster, copy, gitsync, log
         self.namespace = gitsync.namespace
         self.text = "Hello Kubernetes!"
@@ -64,7 +65,9 @@ class Campaign:
     def change(self, text: str) -> str:
         self.copy.edit("hello/hello.js", f"'{self.text}'", f"'{text}'")
         self.text = text
-        return self.copy.push(text)
+        sha = self.copy.commit(text)
+        self.copy.push()
+        return sha
 
     def roll(self, version: str) -> None:
         old = [f"pod/{pod['metadata']['name']}" for pod in pods(self.cluster, self.namespace, "hello")]
@@ -100,13 +103,20 @@ class Campaign:
         query = '{.endpoints[*].conditions.ready}{"\\n"}'
         argv = ["-n", self.namespace, "get", "endpointslices", "-l", "kubernetes.io/service-name=hello"]
         with file.open("wb") as out:
-            kubectl = [str(getattr(self.cluster, "binary", lambda name: name)("kubectl"))]
-            watch = self.cluster.popen_in(
-                [*kubectl, f"--kubeconfig={self.cluster.kubeconfig}", *argv, "--watch", "-o", f"jsonpath={query}"],
-                stdout=out,
-            )
+            cluster = self.cluster
+        kubectl = cluster.binary("kubectl") if isinstance(cluster, OwnCluster) else packages.program("kubectl")
+        with file.open("wb") as out:
+            argv = [
+                str(kubectl),
+                f"--kubeconfig={self.cluster.kubeconfig}",
+                *argv,
+                "--watch",
+                "-o",
+                f"jsonpath={query}",
+            ]
+            watch = self.cluster.popen_in(argv, stdout=out)
             try:
-                until(lambda: file.stat().st_size > 0, "the EndpointSlices are seen")
+                eventually(lambda: file.stat().st_size > 0, "the EndpointSlices are seen")
                 yield
             finally:
                 watch.terminate()
@@ -124,9 +134,9 @@ def host(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def campaign(
     cluster: Cluster, host: GitHost, namespace: str, work: Path, patch: Path | None = None
 ) -> Generator[Campaign]:
-    copy = WorkingCopy(host, f"{namespace}/hello", ROOT / "manifests" / "hello", work / "hello")
+    copy = clone_of_sample(host, f"{namespace}/hello", "hello", work / "hello")
     if patch is not None:
-        copy.apply(patch)
+        copy.git("apply", str(patch))
     REPORTS.mkdir(exist_ok=True)
     prepare_namespace(cluster, host, namespace)
     try:
@@ -147,7 +157,7 @@ def test_twenty_rollouts_lose_no_request(cluster: Cluster, host: GitHost, tmp_pa
         history = hello.gitsync.history()
     requests = load.read(hello.log)
     figures = _figures(requests, hello.rollouts)
-    _report(**figures, lowest_ready_share=min(each["lowestReadyShare"] or 1.0 for each in history[:-1]))
+    _report(**figures, lowest_ready_share=[each["lowestReadyShare"] for each in history[:-1]])
 
     failed = [each for each in requests if each.failed]
     assert not failed, f"{len(failed)} of {len(requests)} failed, the first ones: {failed[:5]}"
@@ -173,8 +183,9 @@ def test_the_same_load_sees_a_server_that_does_not_drain_fail(cluster: Cluster, 
     rows: list[dict[str, Any]] = []
     for rollout in hello.rollouts:
         inside = rollout.within(requests)
-        errors = Counter(each.error for each in inside if each.error in LOST)
-        rows.append({"requests": len(inside), "failed": errors.total(), "errors": dict(errors)})
+        lost = [each for each in inside if each.error in LOST]
+        errors = {kind: dict(Counter(each.error for each in lost if each.kind == kind)) for kind in load.KINDS}
+        rows.append({"requests": len(inside), "failed": len(lost), "errors": errors})
     _report(negative_control_failed=[each["failed"] for each in rows], negative_control=rows)
     assert all(each["failed"] >= 0.01 * each["requests"] for each in rows), rows
 
@@ -196,6 +207,7 @@ def _figures(requests: Sequence[load.Request], rollouts: Sequence[Rollout]) -> d
         "errors": dict(Counter(each.error or str(each.status) for each in requests if each.failed)),
         "p99_ms": load.percentile(rolling, 0.99),
         "baseline_p99_ms": load.percentile(rest, 0.99),
+        "late_p99_ms": sorted(each.late for each in rolling)[int(0.99 * len(rolling))],
         "rollout_seconds": [round(each.end - each.begin, 1) for each in rollouts],
         "longest_step_seconds": max(each.step for each in rollouts),
         "long_request_seconds": LONG,
@@ -205,7 +217,7 @@ def _figures(requests: Sequence[load.Request], rollouts: Sequence[Rollout]) -> d
 def _report(**figures: Any) -> None:
     """Add to ``reports/zero-downtime.json``."""
     file = REPORTS / "zero-downtime.json"
-    former = json.loads(file.read_text()) if file.exists() else {}
+    former: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(former | figures, indent=2) + "\n")
 
 
