@@ -101,19 +101,11 @@ class Campaign:
         """Look at the EndpointSlices as they change, independently of gitsync."""
         file = directory / "endpoints"
         query = '{.endpoints[*].conditions.ready}{"\\n"}'
-        argv = ["-n", self.namespace, "get", "endpointslices", "-l", "kubernetes.io/service-name=hello"]
-        with file.open("wb") as out:
-            cluster = self.cluster
+        cluster = self.cluster
         kubectl = cluster.binary("kubectl") if isinstance(cluster, OwnCluster) else packages.program("kubectl")
+        argv = [str(kubectl), f"--kubeconfig={cluster.kubeconfig}", "-n", self.namespace, "get", "endpointslices"]
+        argv += ["-l", "kubernetes.io/service-name=hello", "--watch", "-o", f"jsonpath={query}"]
         with file.open("wb") as out:
-            argv = [
-                str(kubectl),
-                f"--kubeconfig={self.cluster.kubeconfig}",
-                *argv,
-                "--watch",
-                "-o",
-                f"jsonpath={query}",
-            ]
             watch = self.cluster.popen_in(argv, stdout=out)
             try:
                 eventually(lambda: file.stat().st_size > 0, "the EndpointSlices are seen")
