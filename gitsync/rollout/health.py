@@ -532,6 +532,23 @@ def _container_statuses(pod: Json) -> list[Json]:
     return _statuses(pod, "initContainerStatuses") + _statuses(pod, "containerStatuses")
 
 
+def starts_again(pod: Json) -> bool:
+    """Whether a pod that is not ready lacks nothing but time: a container that ended runs or starts again."""
+    return _text(pod, "status.phase") == "Running" and not any(map(_stuck, _container_statuses(pod)))
+
+
+def former_image(pod: Json) -> str:
+    """The first container that still runs another digest than its pod asks for since an update in place, or ""."""
+    running = {_text(each, "name"): _text(each, "imageID") for each in _statuses(pod, "containerStatuses")}
+    for container in _objects(pod, "spec.containers"):
+        wanted = _text(container, "image").partition("@")[2]
+        name = _text(container, "name")
+        runs = running.get(name, "").partition("@")[2]
+        if wanted and runs and wanted != runs:
+            return name
+    return ""
+
+
 def _stuck(status: Json) -> str:
     """``container web: CrashLoopBackOff, exit code 1`` when the kubelet waits because something failed, else ""."""
     reason = _text(status, "state.waiting.reason")

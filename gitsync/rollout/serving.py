@@ -8,10 +8,10 @@ gone.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gitsync.model import Health, HealthStatus, Json, ObjectRef
-from gitsync.rollout.health import Explanation, explain_pods, health
+from gitsync.rollout.health import Explanation, explain_pods, former_image, health, starts_again
 from gitsync.rollout.target import Key, part
 
 DEPLOYMENT = ("apps", "Deployment")
@@ -94,6 +94,8 @@ def judge(obj: Json | None, ref: ObjectRef, world: World, *, ours: Collection[Ke
     if obj is None or (ref.group, ref.kind) not in WORKLOADS:
         return Judgement(health=verdict)
     new, old = pods_of(obj, world)
+    if ref.kind == "Pod" and verdict.status is HealthStatus.DEGRADED and starts_again(obj):
+        verdict = replace(verdict, status=HealthStatus.PROGRESSING)  # an update in place restarts it
     if verdict.status is not HealthStatus.HEALTHY:
         workload = None if ref.kind == "Pod" else obj
         standing = [pod for pod in old if not _is_terminating(pod)]
@@ -102,6 +104,10 @@ def judge(obj: Json | None, ref: ObjectRef, world: World, *, ours: Collection[Ke
             explanation=explain_pods(new, workload=workload, ours=ours),
             old_serve=not standing or any(_is_ready(pod) for pod in standing),
         )
+    if ref.kind == "Pod" and (container := former_image(obj)):
+        # The kubelet takes its time (the grace period), and says Ready meanwhile.
+        message = f"container {container} still runs its former image"
+        return Judgement(health=Health(status=HealthStatus.PROGRESSING, message=message, ref=ref), lingering=True)
     waiting = _unserved(new, world)
     if waiting:
         return Judgement(health=Health(status=HealthStatus.PROGRESSING, message=waiting, ref=ref))

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.e2e
 
 EXTERNAL_ADDRESS = "192.168.56.30"
 """Of hello-pod's Service. It is asked only inside the cluster's own network, after the node was given it."""
+STATEMENT = "a bare Pod cannot roll without an interruption"
 
 
 def deployed_images(project: Project) -> dict[str, str]:
@@ -94,30 +95,35 @@ def test_hello_pod_is_deployed_and_updated_with_a_plain_word_about_the_interrupt
                 return project.get("hello-svc", address=EXTERNAL_ADDRESS)
             return ""
 
+        def update(old: str, new: str) -> str:
+            project.repository.edit("hello/hello.js", old, new)
+            sha = project.repository.commit(f"Say {new}")
+            project.repository.push()
+            return sha
+
         project.follow()
-        first = project.repository.head
-        status = project.wait_for(first)
+        status = project.wait_for(project.repository.head)
         eventually(lambda: answer() == "Hello Kubernetes!\n", "the first version answers on the external address")
         (finding,) = [each for each in status["findings"] if each["rule"] == "bare-pod"]
         assert finding["object"] == f"Pod/{project.namespace}/hello-pod"
-        assert "cannot roll without an interruption" in finding["message"]
         assert "manifests/pod.yaml:" in finding["message"]
+        assert STATEMENT in finding["message"]
 
-        project.repository.edit("hello/hello.js", "Hello Kubernetes!", "Hello again!")
-        second = project.repository.commit("Greet again")
-        project.repository.push()
-        status = project.wait_stalled(second)
-        assert "a bare Pod cannot roll without an interruption" in status["lastAttempt"]["message"]
-        assert "acceptInterruption" in status["lastAttempt"]["message"]
-        assert status["revision"].endswith(first)
-        assert answer() == "Hello Kubernetes!\n"
+        second = update("Hello Kubernetes!", "Hello again!")
+        status = project.wait_for(second)
+        assert answer() == "Hello again!\n", "it serves when it is said to serve"
+        assert STATEMENT in status["findings"][0]["message"]
 
-        project.follow(sync={"acceptInterruption": True})
-        project.wait_for(second)
-        eventually(lambda: answer() == "Hello again!\n", "the second version answers on the external address")
-        (event,) = [each for each in project.events() if each["reason"] == "BarePod"]
-        assert event["type"] == "Warning"
-        assert "a bare Pod cannot roll without an interruption" in event["note"]
+        # Whoever cannot afford the interruption says so, and is told instead.
+        project.follow(zeroDowntime="enforce")
+        third = update("Hello again!", "Never seen")
+        status = project.wait_stalled(third)
+        assert STATEMENT in status["lastAttempt"]["message"]
+        assert "manifests/pod.yaml:" in status["lastAttempt"]["message"]
+        (event,) = [each for each in project.events() if each["type"] == "Warning"]
+        assert STATEMENT in event["note"]
+        assert status["revision"].endswith(second)
+        assert answer() == "Hello again!\n"
 
 
 CHANGES = {
@@ -142,6 +148,7 @@ def test_a_change_to_one_module_of_the_shop_builds_one_image_and_leaves_the_othe
 
         shop.follow(sync={"timeout": "2m"})
         shop.wait_for(shop.repository.head)
+        eventually(lambda: min(map(len, pods().values())) == 2, "two pods of each; the autoscaler starts with one")
         assert "away" not in page()
         assert sorted(_module(each) for each in shop.pushes()) == sorted(CHANGES)
         for module, (file, old, new, expected) in CHANGES.items():
