@@ -331,6 +331,12 @@ def summary(planned: Plan) -> str:
     return ", ".join(parts)
 
 
+def placed(planned: Plan, ref: ObjectRef | None) -> str:
+    """``Deployment/shop/web (shop@3f2a1b0 manifests/web.yaml:1)``, as far as it is known; "" without an object."""
+    origin = next((each.manifest.origin for each in planned.changes if ref and each.manifest.ref.key == ref.key), None)
+    return f"{ref} ({origin})" if str(origin or "") else str(ref or "")
+
+
 def held_message(prepared: Prepared) -> str:
     held = prepared.plan.held
     names = ", ".join(str(item.ref) for item in held[:5]) + (f" and {len(held) - 5} more" if len(held) > 5 else "")

@@ -15,7 +15,19 @@ Application, has written itself. The steps stand in ``preparing``, ``delivering`
 from __future__ import annotations
 
 from gitsync.application import Application
-from gitsync.attempt import Handover, Memory, Outcome, Prepared, Target, begun, decision_of, handled, ref_of, summary
+from gitsync.attempt import (
+    Handover,
+    Memory,
+    Outcome,
+    Prepared,
+    Target,
+    begun,
+    decision_of,
+    handled,
+    placed,
+    ref_of,
+    summary,
+)
 from gitsync.cluster.record import Record
 from gitsync.delivering import Delivering
 from gitsync.errors import Held, Invalid, Waiting
@@ -175,7 +187,7 @@ class Pipeline:
                         reason="RolloutWaits",
                     )
                 if verdict.verdict is Verdict.FAILED:
-                    bad = ": ".join(part for part in (str(verdict.ref or ""), verdict.message) if part)
+                    bad = ": ".join(filter(None, (placed(prepared.plan, verdict.ref), verdict.message)))
                     break
         if bad:
             return await self._delivering.restore(prepared, memory, run, handover, bad)
