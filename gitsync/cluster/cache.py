@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -38,8 +38,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """One object changed. ``entry`` is ``None`` when it is gone; ``raw`` is its JSON as read, kept by nobody.
 
     ``selected`` is false for an object that exists but left the watch: its label was removed.
@@ -51,21 +50,25 @@ class Observed:
     selected: bool = True
 
 
+_NOTHING = msgspec.Raw(b"")
+
+
 class _Meta(msgspec.Struct, rename="camel", gc=False):
     name: str = ""
     namespace: str = ""
     uid: str = ""
     resource_version: str = ""
+    annotations: msgspec.Raw = _NOTHING
+    deletion_timestamp: msgspec.Raw = _NOTHING
+    finalizers: msgspec.Raw = _NOTHING
+    labels: msgspec.Raw = _NOTHING
+    owner_references: msgspec.Raw = _NOTHING
 
 
-class _Head(msgspec.Struct, gc=False):
-    metadata: _Meta
-
-
-_decode_head = msgspec.json.Decoder(_Head).decode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+Fields = dict[str, msgspec.Raw]
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_meta = msgspec.json.Decoder(_Meta).decode
 _NOT_WRITTEN = frozenset({"apiVersion", "kind", "metadata", "status"})
-_WRITTEN_METADATA = ("annotations", "deletionTimestamp", "finalizers", "labels", "ownerReferences")
 
 
 def digest_of(raw: bytes | msgspec.Raw) -> bytes:
@@ -75,14 +78,24 @@ def digest_of(raw: bytes | msgspec.Raw) -> bytes:
     then. Equal digests never hide a difference.
     """
     fields = _decode_fields(raw)
-    digest = blake2b(digest_size=16)
-    for name in sorted(fields.keys() - _NOT_WRITTEN):
-        digest.update(b"%b:%b;" % (name.encode(), fields[name]))
-    metadata = _decode_fields(fields["metadata"])
-    for name in _WRITTEN_METADATA:
-        if name in metadata:
-            digest.update(b".%b:%b;" % (name.encode(), metadata[name]))
+    return _digest(fields, _decode_meta(fields["metadata"]))
+
+
+def _digest(fields: Fields, meta: _Meta) -> bytes:
+    digest = blake2b(meta.labels, digest_size=16)
+    for value in (meta.annotations, meta.deletion_timestamp, meta.finalizers, meta.owner_references):
+        digest.update(b"\0")  # which JSON never contains
+        digest.update(value)
+    for name in sorted(fields):
+        if name not in _NOT_WRITTEN:
+            digest.update(_separator(name))
+            digest.update(fields[name])
     return digest.digest()
+
+
+@lru_cache(maxsize=256)
+def _separator(name: str) -> bytes:
+    return b"\0%b\0" % name.encode()
 
 
 class Watcher:
@@ -101,11 +114,13 @@ class Watcher:
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
-        digest: Callable[[bytes | msgspec.Raw], bytes] = digest_of,
+        digests: bool = True,
         window: float = 40.0,
         grace: float = 10.0,
     ) -> None:
-        """``window``: seconds of one watch request. Silence is noticed ``window + grace`` seconds after it began."""
+        """``digests`` may be left out (empty) by who reads every version anyway. ``window``: seconds of one watch
+        request; silence is noticed ``window + grace`` seconds after it began.
+        """
         self.resource = resource
         self.entries: dict[Key, Entry] = {}
         self.synced = asyncio.Event()  # set when the first list is whole, and never cleared
@@ -114,7 +129,7 @@ class Watcher:
         self._cluster = cluster
         self._on_change = on_change
         self._namespace, self._labels, self._fields = namespace, label_selector, field_selector
-        self._digest = digest
+        self._digests = digests
         self._window, self._grace = window, grace
         self._alive = time.monotonic()
         self._departed: dict[Key, Entry] = {}
@@ -194,32 +209,33 @@ class Watcher:
     def _take(self, event: WatchEvent) -> str:
         """Take over one event; returns the version to resume from."""
         if event.type == "BOOKMARK":
-            return self._head(event.object).resource_version
+            return self._parse(event.object)[1].resource_version
         if event.type != "DELETED":
             return self._see(event.object)[1]
-        meta = self._head(event.object)
+        _, meta = self._parse(event.object)
         key = (meta.namespace, meta.name)
         entry = self.entries.get(key)
         if entry is not None and entry.uid == meta.uid:
             self._depart(key, entry)
         return meta.resource_version
 
-    def _head(self, raw: msgspec.Raw) -> _Meta:
+    def _parse(self, raw: msgspec.Raw) -> tuple[Fields, _Meta]:
         try:
-            meta = _decode_head(raw).metadata
-        except msgspec.DecodeError as error:
+            fields = _decode_fields(raw)
+            meta = _decode_meta(fields["metadata"])
+        except (msgspec.DecodeError, KeyError) as error:
             raise Transient(f"not an object: {error}", doing=f"watching {self.resource.plural}") from error
         if not meta.resource_version:
             raise Transient("an object without a resourceVersion", doing=f"watching {self.resource.plural}")
-        return meta
+        return fields, meta
 
     def _see(self, raw: msgspec.Raw) -> tuple[Key, str]:
-        meta = self._head(raw)
+        fields, meta = self._parse(raw)
         key = (meta.namespace, meta.name)
         known = self.entries.get(key)
         returned = self._departed.pop(key, None)
         if known is None or known.version != meta.resource_version or known.uid != meta.uid or returned:
-            entry = Entry(meta.uid, meta.resource_version, self._digest(raw))
+            entry = Entry(meta.uid, meta.resource_version, _digest(fields, meta) if self._digests else b"")
             self.entries[key] = entry
             self._on_change(Observed(key=key, entry=entry, raw=bytes(raw)))
         return key, meta.resource_version
@@ -262,7 +278,8 @@ class Watcher:
             self._on_change(Observed(key=key, entry=None))
             return
         raw = orjson.dumps(live)
-        entry = Entry(departed.uid, live["metadata"]["resourceVersion"], self._digest(raw))
+        digest = digest_of(raw) if self._digests else b""
+        entry = Entry(departed.uid, live["metadata"]["resourceVersion"], digest)
         self.entries[key] = entry
         self._on_change(Observed(key=key, entry=entry, raw=raw, selected=False))
 

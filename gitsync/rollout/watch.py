@@ -202,7 +202,7 @@ class _Wait:
 
     def _follow(self, resource: Any, namespace: str, selector: str, hear: Callable[[Observed], None]) -> None:
         watcher = Watcher(
-            self._target.cluster, resource, hear, namespace=namespace, label_selector=selector, digest=lambda _: b""
+            self._target.cluster, resource, hear, namespace=namespace, label_selector=selector, digests=False
         )
         self._watchers.append(watcher)
 

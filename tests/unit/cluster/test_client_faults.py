@@ -360,10 +360,16 @@ async def test_a_name_never_leaves_its_place_in_the_path(pair: tuple[Server, Clu
     assert server.requests == []
 
 
-async def test_no_error_quotes_a_secret(pair: tuple[Server, Cluster]) -> None:
+@pytest.mark.parametrize(
+    ("code", "message", "field"),
+    [
+        (500, 'failed to create typed patch object (s): .stringData.p: expected string, got {"hunter2": 31337}', True),
+        (422, "it is invalid: hunter2 and 31337", False),
+    ],
+)
+async def test_no_error_quotes_a_secret(pair: tuple[Server, Cluster], code: int, message: str, field: bool) -> None:
     server, cluster = pair
-    message = 'failed to create typed patch object (s): .stringData.p: expected string, got {"hunter2": 31337}'
-    server.script(lambda request: request.answer(failure(500, "", message, causes=[]), 500))
+    server.script(lambda request: request.answer(failure(code, "", message, causes=[]), code))
     secret: Json = {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -375,4 +381,4 @@ async def test_no_error_quotes_a_secret(pair: tuple[Server, Cluster]) -> None:
     told = f"{caught.value} {caught.value.causes} {caught.value.args}"
     assert "hunter2" not in told
     assert "31337" not in told
-    assert caught.value.causes[0][0] == "stringData.p"
+    assert [path for path, _ in caught.value.causes] == ["stringData.p"] * field
