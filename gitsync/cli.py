@@ -30,7 +30,7 @@ from rich.table import Table
 from gitsync import __version__
 from gitsync.application import API_GROUP, KIND, VERSION, Application
 from gitsync.errors import GitsyncError, Held, Invalid, Waiting
-from gitsync.model import ANNOTATION_APPROVE, ANNOTATION_REQUESTED_AT, ANNOTATION_RETRY, Json, ObjectRef
+from gitsync.model import ANNOTATION_APPROVE, ANNOTATION_REQUESTED_AT, ANNOTATION_RETRY, Action, Json, ObjectRef
 
 T = TypeVar("T")
 
@@ -439,6 +439,84 @@ def history(
     run(work())
 
 
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per setting of the process, named and described as the setting is."""
+    from gitsync.settings import Settings
+
+    own = inspect.signature(command, eval_str=True)
+    options: list[inspect.Parameter] = []
+    for name, field in Settings.model_fields.items():
+        if name in own.parameters:
+            continue
+        default = field.get_default(call_default_factory=True)  # pyright: ignore[reportCallIssue] - fields take no data
+        shown = str(default) if default not in (None, "", (), {}) and name not in ("identity", "cache_dir") else ""
+        kind: Any = next((each for each in (bool, float, int) if field.annotation is each), str)
+        text = f"{field.description} [env: GITSYNC_{name.upper()}]" + (f" [default: {shown}]" if shown else "")
+        options.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
+            )
+        )
+    parameters = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    command.__signature__ = own.replace(parameters=[*parameters, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in (*parameters, *options)}
+    return command
+
+
+@app.command()
+@with_settings
+def diff(
+    name: Annotated[str, typer.Argument(help="The Application.")],
+    output: OutputOption = Output.TABLE,
+    **settings: Any,
+) -> None:
+    """Show what the newest commit would change, field by field; nothing is built or written. Exit 1 if anything."""
+
+    async def work() -> Sequence[Json]:
+        from gitsync.service import preview
+        from gitsync.settings import Settings
+
+        loaded = Settings.load(**(settings | {"log_level": settings.get("log_level") or "error"}))
+        planned = await preview(loaded, reference(name, loaded.namespace))
+        rows: list[Json] = [
+            {
+                "action": change.action.value,
+                "object": str(change.manifest.ref),
+                "from": str(change.manifest.origin),
+                "fields": [{"path": f.path, "before": f.before, "after": f.after} for f in change.fields],
+            }
+            for change in planned.changes
+            if change.action is not Action.UNCHANGED
+        ]
+        for action, items in (("prune", planned.prunes), ("hold", planned.held)):
+            rows += [{"action": action, "object": str(item.ref), "from": "", "fields": []} for item in items]
+
+        def table() -> str:
+            if not rows:
+                return f"{planned.revision} changes nothing."
+            lines = [str(planned.revision)]
+            for row in rows:
+                lines.append(f"{row['action']:8} {row['object']}" + (f"  ({row['from']})" if row["from"] else ""))
+                if row["action"] != "create":
+                    lines += [
+                        f"           {f['path']}: {shown(f['before'])} → {shown(f['after'])}" for f in row["fields"]
+                    ]
+            return "\n".join(lines)
+
+        emit({"revision": str(planned.revision), "changes": rows}, output, table)
+        return rows
+
+    if run(work()):
+        raise typer.Exit(1)
+
+
+def shown(value: Any) -> str:
+    return "nothing" if value is None else orjson.dumps(value).decode()
+
+
 # ---------------------------------------------------------------- one stage by itself, without a cluster
 
 
@@ -554,33 +632,6 @@ def items_of(value: Any) -> Sequence[Any]:
 
 
 # ---------------------------------------------------------------- the service
-
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option per setting of the process, named and described as the setting is."""
-    from gitsync.settings import Settings
-
-    own = inspect.signature(command, eval_str=True)
-    options: list[inspect.Parameter] = []
-    for name, field in Settings.model_fields.items():
-        if name in own.parameters:
-            continue
-        default = field.get_default(call_default_factory=True)  # pyright: ignore[reportCallIssue] - fields take no data
-        shown = str(default) if default not in (None, "", (), {}) and name not in ("identity", "cache_dir") else ""
-        kind: Any = next((each for each in (bool, float, int) if field.annotation is each), str)
-        text = f"{field.description} [env: GITSYNC_{name.upper()}]" + (f" [default: {shown}]" if shown else "")
-        options.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
-            )
-        )
-    parameters = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    command.__signature__ = own.replace(parameters=[*parameters, *options])  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in (*parameters, *options)}
-    return command
 
 
 @app.command("run")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from gitsync.application import FINALIZER, Application
 from gitsync.attempt import (
     HANDED_OVER_RETRY,
     MOST_HISTORY,
@@ -40,13 +41,14 @@ from gitsync.model import (
     Stage,
     SyncStatus,
 )
+from gitsync.plan.waves import prune_order
 from gitsync.preparing import Preparing
 from gitsync.report.reporter import Run
 from gitsync.rollout import watch as rollout
 from gitsync.rollout.apply import apply_wave
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.prune import prune
-from gitsync.rollout.restore import remove_created, restore
+from gitsync.rollout.restore import NEVER_DELETED, remove_created, restore
 from gitsync.rollout.target import Key
 from gitsync.rollout.watch import Verdict, wait_healthy
 
@@ -189,6 +191,38 @@ class Delivering:
             "stalled": (Held.reason, held_message(prepared)) if held else None,
             **handled(prepared.application),
         }
+
+    async def keep_finalizer(self, application: Application) -> None:
+        """An Application that says ``deletionPolicy: delete`` must not go before its objects; another one may."""
+        wanted = application.spec.sync.deletion_policy == "delete"
+        if wanted == (FINALIZER in application.finalizers):
+            return
+        others = [each for each in application.finalizers if each != FINALIZER]
+        finalizers = [*others, FINALIZER] if wanted else others
+        await self._tools.cluster.patch(application.ref, {"metadata": {"finalizers": finalizers}})
+
+    async def dismantle(self, application: Application, memory: Memory, run: Run) -> None:
+        """The Application is being deleted: delete its objects if it says so, forget it, and let it go."""
+        if FINALIZER not in application.finalizers:
+            return  # orphan: what runs goes on running, and the Record goes with its owner
+        async with run.stage(Stage.PRUNE):
+            memory.following = False
+            await self._healing.follower.forget(application.key)
+            record = await self._ledger.current(application, memory)
+            precious = [item for item in record.inventory if (item.ref.group, item.ref.kind) in NEVER_DELETED]
+            doomed = [item for item in record.inventory if item not in precious]
+            pruned = await prune(self._preparing.target(application), prune_order(doomed))
+            gone = {item.ref.key for item in pruned.removed}
+            await self._ledger.save(application, memory, lambda now: without(now, gone))
+            if pruned.kept:
+                raise pruned.kept[0].error
+        if precious:
+            names = ", ".join(str(item.ref) for item in precious[:10])
+            text = f"{names} stay: deleting them would delete what people keep in them"
+            self._tools.reporter.event(application, "Kept", text, warning=True, action="Delete")
+        await self._tools.records.delete(application.ref)
+        finalizers = [each for each in application.finalizers if each != FINALIZER]
+        await self._tools.cluster.patch(application.ref, {"metadata": {"finalizers": finalizers}})
 
     async def restore(self, prepared: Prepared, memory: Memory, run: Run, handover: Handover, message: str) -> Outcome:
         """Put the last good state back, remember the commit, and say what cannot be undone."""

@@ -34,6 +34,7 @@ from gitsync.errors import Held, Invalid, Waiting
 from gitsync.healing import Healing
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import (
+    Plan,
     Stage,
 )
 from gitsync.plan.waves import name_jobs
@@ -77,6 +78,10 @@ class Pipeline:
         self._memories.pop(key, None)
         await self.follower.forget(key)
 
+    async def preview(self, application: Application) -> Plan:
+        """For ``gitsync diff``: what the newest commit would change. Writes nothing, builds nothing."""
+        return await self._preparing.preview(application, Run(self._tools.reporter, application))
+
     def remembered(self, key: str) -> Record | None:
         """The Record as last read or written by this process; for showing, not for deciding."""
         memory = self._memories.get(key)
@@ -86,11 +91,15 @@ class Pipeline:
 
     async def prepare(self, key: str, target: Target) -> Prepared | None:
         application = self._tools.applications(key)
-        if application is None or application.deleting:
+        if application is None:
             return None
         memory = self._memories.setdefault(key, Memory())
         run = Run(self._tools.reporter, application)
         try:
+            if application.deleting:
+                await self._delivering.dismantle(application, memory, run)
+                return None
+            await self._delivering.keep_finalizer(application)
             return await self._prepare(application, memory, run, target)
         except (Invalid, Held) as error:  # told already; the same again would say the same again
             await self._ledger.remember(application, memory, run, error)

@@ -39,18 +39,21 @@ from gitsync.model import (
     Desired,
     HealthStatus,
     ImageSet,
+    ImageSpec,
     InventoryItem,
     Json,
     Manifest,
     ObjectRef,
     Origin,
+    Plan,
     Revision,
     Snapshot,
     Stage,
     SyncStatus,
 )
 from gitsync.plan import PlanOptions, autoscaled, plan
-from gitsync.render import RenderOptions, references, render, stamp, with_namespace
+from gitsync.plan.waves import name_jobs
+from gitsync.render import RenderOptions, pin, references, render, stamp, with_namespace
 from gitsync.report.reporter import Run
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.ownership import autoscalers
@@ -172,12 +175,7 @@ class Preparing:
         run: Run,
     ) -> ImageSet:
         """The images of the commit, found or built. A quarantined commit is refused before anything is built."""
-        specs = select(
-            [entry.path for entry in snapshot.entries()],
-            [ImageUse(reference=use.image, origin=use.origin) for use in references(desired.manifests)],
-            image_specs(application),
-            repository=snapshot.revision.repository,
-        )
+        specs = self._specs(application, snapshot, desired)
         to = await self._destination(application)
         bases = await self._tools.images.lock(snapshot, specs, to=to, bases=record.bases)
         rows = await describe(snapshot, specs, bases=bases, platforms=to.platforms)
@@ -198,6 +196,25 @@ class Preparing:
             if image.built:
                 self._tools.reporter.metrics.built(image.seconds, succeeded=True)
         return images
+
+    def _specs(self, application: Application, snapshot: Snapshot, desired: Desired) -> tuple[ImageSpec, ...]:
+        return select(
+            [entry.path for entry in snapshot.entries()],
+            [ImageUse(reference=use.image, origin=use.origin) for use in references(desired.manifests)],
+            image_specs(application),
+            repository=snapshot.revision.repository,
+        )
+
+    async def preview(self, application: Application, run: Run) -> Plan:
+        """What the newest commit would change, without building, writing or remembering anything."""
+        record = await self._tools.records.load(application.ref)
+        snapshot = await self._tools.source.snapshot(await self.fetch(application))
+        desired = await self.render(application, snapshot)
+        specs = self._specs(application, snapshot, desired)
+        to = await self._destination(application)
+        images = await self._tools.images.found(snapshot, specs, to=to, bases=record.bases)
+        pinned, decision = name_jobs(pin(desired, images)), decision_of(application, snapshot.revision)
+        return (await self.plan(application, Memory(), record, decision, pinned, ImageSet(), "", run)).plan
 
     async def _destination(self, application: Application) -> Destination:
         registry = application.spec.registry

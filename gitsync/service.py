@@ -36,6 +36,7 @@ from gitsync.model import (
     API_GROUP,
     HealthStatus,
     ObjectRef,
+    Plan,
     Stage,
 )
 from gitsync.pipeline import Pipeline
@@ -400,6 +401,20 @@ async def run_repository(
         await ensure_application(cluster, obj)
     changes = {"application": application.key} | ({"allow_insecure_git": True} if local else {})
     await serve(settings.model_copy(update=changes), started=started)
+
+
+async def preview(settings: Settings, ref: ObjectRef) -> Plan:
+    """What the newest commit of an Application would change, asked from this machine."""
+    redactor = Redactor()
+    configure(redactor=redactor, format=settings.log_format, level=settings.log_level)
+    async with await Cluster.connect(str(settings.kubeconfig or ""), settings.context, allow_plugins=True) as cluster:
+        obj = await cluster.get(ref)
+        if obj is None:
+            raise Invalid(
+                "there is none of that name", doing="reading", ref=ref, hint="'gitsync get -A' lists them all"
+            )
+        async with assemble(settings, cluster, redactor) as service:
+            return await service.pipeline.preview(Application.parse(obj))
 
 
 async def ensure_application(cluster: Cluster, obj: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m tests.tools``: what ``make test`` and ``make demo`` need of the system, checked, and installed where we may.
+"""``python -m tests.tools``: what ``make test`` and ``make demo`` need of the system; installed where we may.
 
 The packages of the Kubernetes tests are more; ``make e2e`` looks after those itself.
 """

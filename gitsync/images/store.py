@@ -189,6 +189,22 @@ class Images:
         plans = [await _plan(snapshot, spec, to.platforms) for spec in specs]
         return await self._lock(self._registry(to.credentials), plans, bases)
 
+    async def found(
+        self, snapshot: Snapshot, specs: Sequence[ImageSpec], *, to: Destination, bases: Mapping[str, str] = _NO_BASES
+    ) -> Mapping[str, str]:
+        """Name → reference of every image: by digest if the registry has it, else by the tag it would be built as."""
+        registry = self._registry(to.credentials)
+        plans = [await _plan(snapshot, spec, to.platforms) for spec in specs]
+        locked = await self._lock(registry, plans, bases)
+        references: dict[str, str] = {}
+        for plan in plans:
+            push, tag = _push_name(plan.spec, to.push), plan.fingerprint(locked).tag
+            digest = await registry.resolve(f"{push}:{tag}")
+            references[plan.spec.name] = (
+                f"{_pull_name(push, to)}@{digest}" if digest else f"{_pull_name(push, to)}:{tag}"
+            )
+        return references
+
     # ------------------------------------------------------------------ bases
 
     def _registry(self, credentials: RegistryCredentials) -> Registry:
