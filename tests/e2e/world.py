@@ -322,7 +322,9 @@ class Project:
     # ------------------------------------------------------------------ what is said
 
     def application(self) -> Json:
-        return json.loads(self.kubectl("get", "applications.gitsync.dev", self.name, "-o", "json"))
+        """As it is in the cluster; empty while the API server does not answer."""
+        path = f"/apis/gitsync.dev/v1alpha1/namespaces/{self.namespace}/applications/{self.name}"
+        return json.loads(self.world.cluster.api_get(path) or "{}")
 
     def status(self) -> Json:
         return self.application().get("status", {})
@@ -355,7 +357,7 @@ class Project:
 
     def _until(self, check: Callable[[], Json | None], what: str, seconds: float) -> Json:
         try:
-            return eventually(check, what, seconds=seconds, every=0.5)
+            return eventually(check, what, seconds=seconds, every=0.3)
         except AssertionError as error:
             if "not after" not in str(error):
                 raise
@@ -382,8 +384,10 @@ class Project:
 
     def pods(self, **labels: str) -> dict[str, str]:
         """Name → UID of the pods with these labels that are not on their way out."""
-        wanted = ",".join(f"{name}={value}" for name, value in labels.items())
-        listed = json.loads(self.kubectl("get", "pods", "-l", wanted, "-o", "json"))["items"]
+        wanted = ",".join(f"{name}%3D{value}" for name, value in labels.items())
+        path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={wanted}"
+        answer = eventually(lambda: self.world.cluster.api_get(path), "the API server answers")
+        listed: list[Json] = json.loads(answer)["items"]
         alive = [each["metadata"] for each in listed if "deletionTimestamp" not in each["metadata"]]
         return {each["name"]: each["uid"] for each in alive}
 
