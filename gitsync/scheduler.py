@@ -211,22 +211,19 @@ class Scheduler(Generic[P]):
         driver.applying = None
         if task.cancelled():
             return now
-        if error := task.exception():
+        error = task.exception()
+        outcome = Outcome() if error else task.result()
+        if outcome.delivered:
+            driver.undelivered_since = None
+        if error is not None:
             due = now + self._retry(driver, error)
+        elif outcome.retry_after is not None:
+            due = now + outcome.retry_after
         else:
-            outcome = task.result()
-            if outcome.delivered:
-                driver.undelivered_since = None
-            if outcome.retry_after is None:
-                driver.failures = 0
-            due = now + (self._poll(driver.key) if outcome.retry_after is None else outcome.retry_after)
+            driver.failures = 0
+            due = now  # what came while it ran was compared with the rollout, not with its result: look again
         if driver.ready is not None:
             self._apply(driver)
-        elif driver.preparing is None:
-            # What came while the rollout ran was compared with the rollout, not with its result: look again.
-            driver.wake.set()
-            if not task.exception() and task.result().retry_after is not None:
-                driver.wake.clear()
         return due
 
     # ------------------------------------------------------------------ pacing

@@ -151,6 +151,27 @@ async def test_a_failed_preparation_is_tried_again_unaided(monkeypatch: pytest.M
         await until(lambda: work.deployed == ["a"])
 
 
+async def test_a_failed_apply_is_not_tried_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gitsync.scheduler.FIRST_RETRY", 3600)
+    work = Script()
+    applies = 0
+
+    async def apply(key: str, prepared: str, handover: Handover) -> Outcome:
+        nonlocal applies
+        applies += 1
+        work.prepared.clear()
+        raise Transient("the API server is away")
+
+    work.apply = apply
+    async with Scheduler(work) as scheduler:
+        scheduler.wake("shop/web")
+        await until(lambda: applies == 1)
+        await asyncio.sleep(0.05)
+        assert applies == 1
+        scheduler.wake("shop/web")
+        await until(lambda: applies == 2)
+
+
 async def test_one_application_never_waits_for_another() -> None:
     slow, work = "shop/slow", Script()
     inner = work.prepare
