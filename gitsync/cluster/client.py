@@ -72,7 +72,8 @@ async def _no_credentials() -> str:
 class Access:
     """Where the API server is and how to be let in.
 
-    ``authorization`` reads the header's value anew ("" for none); it is asked once a minute and after a 401.
+    ``authorization`` reads the header's value anew ("" for none). It is asked after a 401 and, if the token ``rotates``
+    (it is read from a file), once a minute.
     """
 
     host: str
@@ -80,6 +81,7 @@ class Access:
     server_name: str = ""
     proxy: str = ""
     authorization: Callable[[], Awaitable[str]] = _no_credentials
+    rotates: bool = False
 
 
 async def access(kubeconfig: str = "", context: str = "", *, allow_plugins: bool = False) -> Access:
@@ -94,7 +96,7 @@ async def access(kubeconfig: str = "", context: str = "", *, allow_plugins: bool
         if default.is_file() or "KUBERNETES_SERVICE_HOST" not in os.environ:
             places = str(default)
 
-    async def load() -> Any:
+    async def load() -> tuple[Any, bool]:
         try:
             return await _configuration(places, context, allow_plugins)
         except GitsyncError:
@@ -104,9 +106,10 @@ async def access(kubeconfig: str = "", context: str = "", *, allow_plugins: bool
             raise Invalid(f"cannot use {place}: {type(error).__name__}: {error}", doing="configuring access") from error
 
     async def authorization() -> str:
-        return str((await load()).api_key.get("BearerToken", "")).strip()
+        configuration, _ = await load()
+        return str(configuration.api_key.get("BearerToken", "")).strip()
 
-    first = await load()
+    first, rotates = await load()
     host = str(first.host).rstrip("/")
     return Access(
         host=host,
@@ -114,10 +117,12 @@ async def access(kubeconfig: str = "", context: str = "", *, allow_plugins: bool
         server_name=first.tls_server_name or "",
         proxy=first.proxy or "",
         authorization=authorization,
+        rotates=rotates,
     )
 
 
-async def _configuration(places: str, context: str, allow_plugins: bool) -> Any:
+async def _configuration(places: str, context: str, allow_plugins: bool) -> tuple[Any, bool]:
+    """The library's configuration, and whether its token comes from a file."""
     # Imported here: it takes 0.3 s and 40 MB that a command without a cluster need not pay.
     from kubernetes_asyncio import client, config
     from kubernetes_asyncio.config import kube_config
@@ -125,7 +130,7 @@ async def _configuration(places: str, context: str, allow_plugins: bool) -> Any:
     configuration = client.Configuration()
     if not places:
         config.load_incluster_config(client_configuration=configuration)  # pyright: ignore[reportUnknownMemberType] - untyped
-        return configuration
+        return configuration, True
     files = [path for path in places.split(os.pathsep) if os.access(path, os.R_OK)]
     if not files:
         raise Invalid(
@@ -146,7 +151,7 @@ async def _configuration(places: str, context: str, allow_plugins: bool) -> Any:
             hint="allow plugins, or use a token or a certificate",
         )
     await loader.load_and_set(configuration)
-    return configuration
+    return configuration, user is not None and "tokenFile" in user
 
 
 def _tls(configuration: Any) -> ssl.SSLContext:
@@ -424,7 +429,9 @@ class Cluster:
         except (aiohttp.ClientError, OSError) as error:
             raise Transient(f"the connection broke: {_brief(error)}", doing=doing) from error
 
-    async def logs(self, pod: ObjectRef, container: str, *, tail: int = 20, previous: bool = False) -> str:
+    async def logs(
+        self, pod: ObjectRef, container: str, *, tail: int = 20, previous: bool = False, impersonate: str = ""
+    ) -> str:
         """The last lines of a container, at most 16 KiB; "" if there are none (any more)."""
         query = {"container": container, "tailLines": str(tail), "limitBytes": str(16 << 10)}
         if previous:
@@ -432,7 +439,14 @@ class Cluster:
         path = (await self.resource_of(pod)).path(pod.namespace, pod.name, "log")
         try:
             answer = await self._call(
-                "GET", path, query=query, doing="reading the log of", ref=pod, deadline=10, absent_ok=True
+                "GET",
+                path,
+                query=query,
+                doing="reading the log of",
+                ref=pod,
+                deadline=10,
+                absent_ok=True,
+                impersonate=impersonate,
             )
         except Rejected as error:
             if error.status == 400:  # no such container yet, or no previous one
@@ -722,15 +736,26 @@ class Cluster:
         return {"server_hostname": self._access.server_name} if self._access.server_name else {}
 
     async def _headers(self, impersonate: str) -> dict[str, str]:
-        if time.monotonic() - self._token_read > _TOKEN_AGE:
+        if self._token_is_old():
             async with self._token_lock:
-                if time.monotonic() - self._token_read > _TOKEN_AGE:
-                    self._token = await self._access.authorization()
-                    self._token_read = time.monotonic()
+                if self._token_is_old():
+                    await self._read_token()
         headers = {"Authorization": self._token} if self._token else {}
         if impersonate:
             headers["Impersonate-User"] = impersonate
         return headers
+
+    def _token_is_old(self) -> bool:
+        age = time.monotonic() - self._token_read
+        return age > (_TOKEN_AGE if self._access.rotates else 1e9)
+
+    async def _read_token(self) -> None:
+        try:
+            self._token = await self._access.authorization()
+        except GitsyncError as error:  # it was readable at start: a file that is being replaced is bad luck
+            if not self._token:
+                raise Transient(error.message, doing="reading the credentials", reason="Unauthorized") from error
+        self._token_read = time.monotonic()
 
 
 def _failure(

@@ -156,6 +156,20 @@ async def test_it_resumes_where_it_was_cut_off(server: Server) -> None:
         assert watcher.last_error is None
 
 
+async def test_every_request_is_made_as_the_account_it_watches_for(server: Server) -> None:
+    api = Api(server)
+    api.lists = [listing(5, A1)]
+    api.watches = [stream(event("DELETED", A1), then="hold")]
+    api.reads = [GONE]
+    async with watching(server.cluster, impersonate="system:serviceaccount:shop:deployer") as (_, heard):
+        await heard.until(lambda: "-a" in heard.words)
+    asked = [(request.method, "watch" in request.query, "a" in request.path[-2:]) for request in server.requests]
+    assert asked == [("GET", False, False), ("GET", True, False), ("GET", False, True)]
+    assert {request.headers["impersonate-user"] for request in server.requests} == {
+        "system:serviceaccount:shop:deployer"
+    }
+
+
 @pytest.mark.parametrize(
     "expiry",
     [answering(failure(410, "Expired"), 410), stream({"type": "ERROR", "object": failure(410, "Expired")})],
@@ -216,6 +230,16 @@ async def test_a_second_page_that_fails_makes_nothing_gone(server: Server) -> No
         await heard.until(lambda: api.listed >= 4)
         assert heard.words == ["a=1", "b=1"]
         assert len(watcher.entries) == 2
+
+
+async def test_a_page_of_a_list_that_was_started_again_counts_for_nothing(server: Server) -> None:
+    api = Api(server)
+    api.lists = [listing(5, A1, B1), listing(9, A1, token="next"), failure(410, "Expired"), listing(12, B1)]
+    api.watches = [answering(failure(410, "Expired"), 410)]
+    api.reads = [GONE]
+    async with watching(server.cluster) as (_, heard):
+        await heard.until(lambda: len(heard.words) == 3)
+        assert heard.words == ["a=1", "b=1", "-a"]
 
 
 async def test_what_left_the_watch_but_lives_is_not_gone(server: Server) -> None:
