@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import posixpath
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -51,6 +51,7 @@ HANDED_OVER_RETRY = 0.0
 FREE_REPAIRS = 5  # of one object at once, then the pauses double
 LONGEST_TRUCE = 300.0  # seconds
 PEACE = 600.0  # seconds without a repair after which a fight is forgotten
+BUILD_LOG = 200  # lines
 MOST_HISTORY = 50
 MOST_QUARANTINED = 20
 
@@ -147,6 +148,7 @@ class Memory:
     digest: str = ""  # of what is being considered
     applying: Decision | None = None
     resumed: bool = False  # the attempt that a former process left was looked at
+    build_log: deque[str] = field(default_factory=lambda: deque[str](maxlen=BUILD_LOG))  # the end of it
     replies: dict[Key, Json] = field(default_factory=dict[Key, Json])  # of the rollout under way
     fights: dict[Key, Fight] = field(default_factory=dict[Key, "Fight"])
 

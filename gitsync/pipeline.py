@@ -82,6 +82,11 @@ class Pipeline:
         """For ``gitsync diff``: what the newest commit would change. Writes nothing, builds nothing."""
         return await self._preparing.preview(application, Run(self._tools.reporter, application))
 
+    def build_log(self, key: str) -> str:
+        """The end of the latest build's output, redacted; for showing."""
+        memory = self._memories.get(key)
+        return "\n".join(memory.build_log) if memory else ""
+
     def remembered(self, key: str) -> Record | None:
         """The Record as last read or written by this process; for showing, not for deciding."""
         memory = self._memories.get(key)

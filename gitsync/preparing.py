@@ -182,7 +182,10 @@ class Preparing:
         memory.digest = input_digest(desired, {str(row["name"]): str(row["fingerprint"]) for row in rows})
         self._refuse_quarantined(application, record, memory.digest)
 
+        memory.build_log.clear()
+
         def heard(image: str, line: str) -> None:
+            memory.build_log.append(f"{image}: {self._tools.reporter.redactor(line)}")
             run.log.debug("build", image=image, line=line)
 
         if specs:

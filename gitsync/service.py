@@ -257,7 +257,9 @@ class Service:
         application = self.parsed.get(key)
         if application is None:
             return None
-        return picture(application, self._reporter.said(key), self.pipeline.remembered(key))
+        return picture(
+            application, self._reporter.said(key), self.pipeline.remembered(key), self.pipeline.build_log(key)
+        )
 
     def not_ready(self) -> str:
         if self._watcher is None:
@@ -302,7 +304,7 @@ _WAY: tuple[tuple[str, frozenset[Stage]], ...] = (
 )
 
 
-def picture(application: Application, said: Said | None, record: Record | None) -> View:
+def picture(application: Application, said: Said | None, record: Record | None, build_log: str = "") -> View:
     """One Application as the page shows it. Pure."""
     status: Mapping[str, Any] = said.written if said else application.status
     history = tuple(
@@ -335,6 +337,7 @@ def picture(application: Application, said: Said | None, record: Record | None) 
         commit=commit,
         steps=steps(said),
         history=history,
+        build_log=build_log,
     )
 
 
