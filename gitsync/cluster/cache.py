@@ -114,12 +114,14 @@ class Watcher:
         namespace: str = "",
         label_selector: str = "",
         field_selector: str = "",
+        impersonate: str = "",
         digests: bool = True,
         window: float = 40.0,
         grace: float = 10.0,
     ) -> None:
-        """``digests`` may be left out (empty) by who reads every version anyway. ``window``: seconds of one watch
-        request; silence is noticed ``window + grace`` seconds after it began.
+        """``impersonate``: user whose rights apply (``client.service_account``), "" for our own. ``digests`` may be
+        left out (empty) by who reads every version anyway. ``window``: seconds of one watch request; silence is
+        noticed ``window + grace`` seconds after it began.
         """
         self.resource = resource
         self.entries: dict[Key, Entry] = {}
@@ -129,6 +131,7 @@ class Watcher:
         self._cluster = cluster
         self._on_change = on_change
         self._namespace, self._labels, self._fields = namespace, label_selector, field_selector
+        self._impersonate = impersonate
         self._digests = digests
         self._window, self._grace = window, grace
         self._alive = time.monotonic()
@@ -159,6 +162,7 @@ class Watcher:
                     field_selector=self._fields,
                     window=self._window,
                     grace=self._grace,
+                    impersonate=self._impersonate,
                     on_open=self._is_alive,
                 )
                 async with aclosing(watch) as events:
@@ -192,7 +196,11 @@ class Watcher:
         """Take over the whole list; what it lacks has departed, which only a complete list can say."""
         missing, version = set(self.entries), ""
         pages = self._cluster.pages(
-            self.resource, namespace=self._namespace, label_selector=self._labels, field_selector=self._fields
+            self.resource,
+            namespace=self._namespace,
+            label_selector=self._labels,
+            field_selector=self._fields,
+            impersonate=self._impersonate,
         )
         async for page in pages:
             if page is None:
@@ -266,7 +274,7 @@ class Watcher:
         """Read one that left the watch. Nothing is concluded from an error, nor once it has come back."""
         departed = self._departed.get(key)
         try:
-            live = await self._cluster.get(self.resource.ref(*key))
+            live = await self._cluster.get(self.resource.ref(*key), impersonate=self._impersonate)
         except GitsyncError as error:
             self.last_error = error
             return

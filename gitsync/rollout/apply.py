@@ -145,7 +145,7 @@ async def _open(target: Target, manifest: Manifest) -> None:
     ref = manifest.ref
     ends = time.monotonic() + GATE_DEADLINE
     while True:
-        live = await target.cluster.get(ref)
+        live = await target.cluster.get(ref, impersonate=target.impersonate)
         verdict = health(live, ref)
         if verdict.status is HealthStatus.HEALTHY and live is not None and await _served(target, live):
             return

@@ -190,8 +190,10 @@ class _Wait:
         for key, ref in self._refs.items():
             if not _has_pods(ref) or ref.namespace != namespace:
                 continue
-            obj = self._objects.get(key) or await self._target.cluster.get(ref) or {}
-            self._objects[key] = obj
+            obj = self._objects.get(key)
+            if obj is None:
+                obj = await self._target.cluster.get(ref, impersonate=self._target.impersonate) or {}
+                self._objects[key] = obj
             if ref.kind == "Pod":
                 selectors.append(part(obj, "metadata", "labels"))
             elif ref.kind == "ReplicationController":
@@ -202,7 +204,13 @@ class _Wait:
 
     def _follow(self, resource: Any, namespace: str, selector: str, hear: Callable[[Observed], None]) -> None:
         watcher = Watcher(
-            self._target.cluster, resource, hear, namespace=namespace, label_selector=selector, digests=False
+            self._target.cluster,
+            resource,
+            hear,
+            namespace=namespace,
+            label_selector=selector,
+            impersonate=self._target.impersonate,
+            digests=False,
         )
         self._watchers.append(watcher)
 
@@ -383,7 +391,12 @@ class _Wait:
         worst = max(statuses, key=lambda status: int(status.get("restartCount") or 0))
         place = ObjectRef(version="v1", kind="Pod", namespace=ref.namespace, name=reason.pod)
         try:
-            text = await self._target.cluster.logs(place, worst["name"], previous=bool(worst.get("restartCount")))
+            text = await self._target.cluster.logs(
+                place,
+                worst["name"],
+                previous=bool(worst.get("restartCount")),
+                impersonate=self._target.impersonate,
+            )
         except GitsyncError:
             return ""  # the reason stands without its log
         text = redact(text.strip())[-LOG_LIMIT:]
