@@ -160,11 +160,13 @@ async def test_damage_is_an_error_and_never_empty(cluster: Cluster, namespace: s
     assert "backup" in str(caught.value)
 
 
-async def test_content_that_lies_about_its_checksum_is_refused(cluster: Cluster, namespace: str) -> None:
-    saved = await Records(cluster).save(full(application(namespace), 1))
+@pytest.mark.parametrize("another", [True, False])
+async def test_content_that_lies_about_its_checksum_is_refused(cluster: Cluster, namespace: str, another: bool) -> None:
+    record = full(application(namespace), 1)
+    await Records(cluster).save(record)
     (secret,) = (await secrets_of(cluster, namespace)).values()
-    empty = pack(Record(application=saved.application))
-    await cluster.patch(ObjectRef.of(secret), {"data": {"record": b64encode(empty).decode()}})
+    content = pack(Record(application=record.application)) if another else pack(record)[:-1] + b"!"
+    await cluster.patch(ObjectRef.of(secret), {"data": {"record": b64encode(content).decode()}})
     with pytest.raises(Corrupt, match="checksum"):
         await Records(cluster).load(saved.application)
 
