@@ -168,7 +168,7 @@ async def test_content_that_lies_about_its_checksum_is_refused(cluster: Cluster,
     content = pack(Record(application=record.application)) if another else pack(record)[:-1] + b"!"
     await cluster.patch(ObjectRef.of(secret), {"data": {"record": b64encode(content).decode()}})
     with pytest.raises(Corrupt, match="checksum"):
-        await Records(cluster).load(saved.application)
+        await Records(cluster).load(record.application)
 
 
 @pytest.mark.parametrize("text", [b"", b"garbage", pack(Record(application=application("x")))[:-9]])
