@@ -380,15 +380,11 @@ class _Composer:
             raise self._translated(error) from error
 
     def _compose(self) -> Iterator[_Found]:
-        first = True
         while type(event := self._next()) is not StreamEndEvent:
             if type(event) is not DocumentStartEvent:
                 continue
             if event.version or event.tags:
                 raise self._wrong(event, "a directive (%) has no place in a manifest", "remove it")
-            if not event.explicit and not first:
-                raise self._wrong(event, "text follows the end of the document ('...')", "begin it with a line '---'")
-            first = False
             self._anchors = {}
             self._sizes = {}
             self._kept = []
@@ -644,6 +640,8 @@ class _Composer:
             hint = _HINT_TEMPLATE
         elif at == "\t" or "\t" in lines[0][: len(lines[0]) - len(lines[0].lstrip())]:
             problem, hint = f"a tab cannot indent YAML: {problem}", "indent with spaces"
+        elif "<document start>" in problem:
+            hint = "begin another document with a line '---'"
         elif at and at in "@`%":
             hint = f"quote what begins with '{at}'"
         return Unreadable(problem, line=mark.line + self._first, column=mark.column + 1, hint=hint)

@@ -32,6 +32,7 @@ REFUSED = [
     ("a: 1\n---#x\n", 2, 4, "text follows the separator", "next line"),
     ("%YAML 1.1\n---\na: 1\n", 1, 1, "directive", "remove"),
     ("a: 1\n\ufeffb: 2\n", 2, 1, "byte order mark", "remove"),
+    ("a: 1\n...\nb: 2\n", 3, 1, "expected <document start>", "a line '---'"),
     ("~: 1\n", 1, 1, "a key cannot be empty or null", "quote it"),
     ("? [a]\n: 1\n", 1, 3, "a key must be", ""),
     ("<<: 1\n", 1, 5, "takes a mapping", ""),
