@@ -8,7 +8,7 @@ import asyncio
 import base64
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -20,6 +20,7 @@ from gitsync.sandbox import discovery, selectors
 from gitsync.sandbox.kinds import Resource
 from gitsync.sandbox.patches import PatchError, json_patch, merge_patch, strategic_merge
 from gitsync.sandbox.registry import Deletion, Options, Refusal, Registry, bad_request, not_found
+from gitsync.sandbox.schema import at, many
 from gitsync.sandbox.store import Event, Expired, Json
 from gitsync.sandbox.table import table
 
@@ -75,9 +76,9 @@ class Api:
     # ------------------------------------------------------------ requests
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if not _own(request):
+            return _json(Refusal(403, "Forbidden", "requests of web pages are refused").status, 403)
         try:
-            if not _own(request):
-                raise Refusal(403, "Forbidden", "requests of web pages are refused")
             return await self._route(request)
         except Refusal as error:
             return _json(error.status, error.code)
@@ -104,6 +105,8 @@ class Api:
 
     def _document(self, path: str) -> web.Response:
         """Discovery and OpenAPI, rendered once for each state of the table of kinds."""
+        if path == "/openapi/v2":
+            return web.Response(body=discovery.OPENAPI_V2, headers={"Content-Type": discovery.OPENAPI_V2_TYPE})
         stamp, body = self._documents.get(path, (-1, b""))
         if stamp != self._kinds.stamp:
             found = discovery.document(path, self._kinds)
@@ -182,7 +185,11 @@ class Api:
             try:
                 revision, items = self._pages[token]
             except KeyError:
-                raise Refusal(410, "Expired", "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.") from None  # fmt: skip  # noqa: E501
+                raise Refusal(
+                    410,
+                    "Expired",
+                    "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",  # noqa: E501
+                ) from None
         else:
             revision = self._store.revision
             test = _selection(query, resource)
@@ -261,7 +268,8 @@ class Api:
         marked = loop.time()
         try:
             while not closing.done():
-                step = step or asyncio.ensure_future(cast("Any", anext(events)))
+                if step is None:
+                    step = asyncio.ensure_future(anext(events))
                 wait = min(ends, marked + BOOKMARK_EVERY) - loop.time() if bookmarks else ends - loop.time()
                 await asyncio.wait({step, closing}, timeout=max(0, wait), return_when=asyncio.FIRST_COMPLETED)
                 if step.done():
@@ -282,7 +290,9 @@ class Api:
                     marked = loop.time()
                     await response.write(bookmark(self._store.revision))
         except Expired as error:
-            await response.write(orjson.dumps({"type": "ERROR", "object": Refusal(410, "Expired", str(error)).status}) + b"\n")  # fmt: skip  # noqa: E501
+            await response.write(
+                orjson.dumps({"type": "ERROR", "object": Refusal(410, "Expired", str(error)).status}) + b"\n"
+            )
         except ConnectionResetError:
             return response
         finally:
@@ -298,14 +308,14 @@ class Api:
         body = await _body(request)
         resource = target.resource
         if target.subresource == "scale":
-            return self._rescale(target, lambda _: body, options)
+            return self._rescale(target, lambda _scale: body, options)
         if target.subresource == "finalize":
             metadata = self._registry.get(resource, "", target.name)["metadata"]
-            if metadata.get("deletionTimestamp") and not (body.get("spec") or {}).get("finalizers"):
+            if metadata.get("deletionTimestamp") and not at(body, "spec").get("finalizers"):
                 self._registry.finish_namespace(target.name)
             return _json(body)
         if self._store.get(resource.id, target.namespace, target.name) is None and _creates_on_put(resource):
-            metadata = body.get("metadata") or {}
+            metadata = at(body, "metadata")
             if not metadata.get("resourceVersion") and not metadata.get("uid"):
                 created = self._registry.create(resource, target.namespace, body, options)
                 return self._answer(request, resource, created, 201, options)
@@ -355,15 +365,15 @@ class Api:
         )
         return self._answer(request, target.resource, value, 201 if created else 200, options)
 
-    def _rescale(self, target: Target, change: Any, options: Options) -> web.Response:
+    def _rescale(self, target: Target, change: Callable[[Json], Json], options: Options) -> web.Response:
         """The scale subresource: a view of one field, written through the object itself."""
         resource = target.resource
         path = resource.scale["specReplicasPath"].strip(".").split(".")
 
         def write(value: Json) -> Json:
             scale = change(_scale_of(resource, value))
-            wanted = (scale.get("spec") or {}).get("replicas", 0)
-            version = (scale.get("metadata") or {}).get("resourceVersion")
+            wanted = at(scale, "spec").get("replicas", 0)
+            version = at(scale, "metadata").get("resourceVersion")
             node = value
             for part in path[:-1]:
                 node = node.setdefault(part, {})
@@ -387,7 +397,14 @@ class Api:
             ]
             metadata = {"resourceVersion": str(self._store.revision)}
             shown = [_versioned(resource, each) for each in gone]
-            return _json({"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": metadata, "items": shown})  # fmt: skip  # noqa: E501
+            return _json(
+                {
+                    "kind": f"{resource.kind}List",
+                    "apiVersion": resource.api_version,
+                    "metadata": metadata,
+                    "items": shown,
+                }
+            )
         value, gone_now = self._registry.delete(resource, target.namespace, target.name, how)
         if not gone_now or resource.id == "pods":
             return self._answer(request, resource, value, 200)
@@ -404,7 +421,7 @@ class Api:
         if request.method != "POST":
             raise _not_allowed()
         body = await _body(request)
-        options = body.get("deleteOptions") or {}
+        options = at(body, "deleteOptions")
         self._registry.delete(
             target.resource, target.namespace, target.name, Deletion(grace=options.get("gracePeriodSeconds"))
         )
@@ -412,7 +429,7 @@ class Api:
 
     async def _log(self, request: web.Request, target: Target) -> web.StreamResponse:
         pod = self._registry.get(target.resource, target.namespace, target.name)
-        names = [each["name"] for each in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"])]
+        names = [each["name"] for each in (*many(pod["spec"], "initContainers"), *pod["spec"]["containers"])]
         usual = [each["name"] for each in pod["spec"]["containers"]]
         container = request.query.get("container") or usual[0]
         if not request.query.get("container") and len(usual) > 1:
@@ -517,7 +534,7 @@ async def _deletion(request: web.Request) -> Deletion:
     raw = await request.read()
     body = _mapping(_parsed(raw, "application/json")) if raw.strip() else {}
     query = request.query
-    conditions = body.get("preconditions") or {}
+    conditions = at(body, "preconditions")
     grace = body.get("gracePeriodSeconds")
     if "gracePeriodSeconds" in query:
         grace = _number(query, "gracePeriodSeconds")
@@ -546,9 +563,17 @@ def _selection(query: Mapping[str, str], resource: Resource) -> selectors.Test |
 def _check_match(query: Mapping[str, str], *, watch: bool = False) -> None:
     match = query.get("resourceVersionMatch")
     if watch and not query.get("sendInitialEvents") and match:
-        raise Refusal(422, "Invalid", 'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided')  # fmt: skip  # noqa: E501
+        raise Refusal(
+            422,
+            "Invalid",
+            'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided',  # noqa: E501
+        )
     if match and match not in ("Exact", "NotOlderThan"):
-        raise Refusal(422, "Invalid", f'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Unsupported value: "{match}": supported values: "Exact", "NotOlderThan", ""')  # fmt: skip  # noqa: E501
+        raise Refusal(
+            422,
+            "Invalid",
+            f'ListOptions.meta.k8s.io "" is invalid: resourceVersionMatch: Unsupported value: "{match}": supported values: "Exact", "NotOlderThan", ""',  # noqa: E501
+        )
 
 
 def _seen(event: Event, namespace: str, test: selectors.Test | None) -> list[tuple[str, Json]]:
@@ -589,23 +614,23 @@ def _creates_on_put(resource: Resource) -> bool:
 
 
 def _scale_of(resource: Resource, value: Json) -> Json:
-    def at(path: str) -> Any:
+    def look(path: str) -> Any:
         node: Any = value
         for part in path.strip(".").split("."):
             node = cast("Json", node).get(part) if isinstance(node, dict) else None
         return node
 
     metadata = value["metadata"]
-    selector = at(resource.scale["labelSelectorPath"]) if "labelSelectorPath" in resource.scale else ""
+    selector = look(resource.scale["labelSelectorPath"]) if "labelSelectorPath" in resource.scale else ""
     if not resource.custom:
-        labels = (value["spec"].get("selector") or {}).get("matchLabels") or {}
+        labels = at(value["spec"], "selector", "matchLabels")
         selector = ",".join(f"{key}={labels[key]}" for key in sorted(labels))
-    status = {"replicas": at(resource.scale["statusReplicasPath"]) or 0, "selector": selector or ""}
+    status = {"replicas": look(resource.scale["statusReplicasPath"]) or 0, "selector": selector or ""}
     kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
     return {
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": {key: metadata[key] for key in kept if key in metadata},
-        "spec": {"replicas": at(resource.scale["specReplicasPath"]) or 0},
+        "spec": {"replicas": look(resource.scale["specReplicasPath"]) or 0},
         "status": {key: each for key, each in status.items() if each != ""},
     }

@@ -449,7 +449,8 @@ def apply(
     before = managers.get(owner)
     updated = {**managers, owner: Owned(fields=mine, version=version, time=before.time if before else "")}
     merged = _map(merge(live, applied, schema))
-    result = _prune(merged, schema, updated, before.fields) if before and before.fields else merged
+    dropped = bool(before and before.fields - mine)
+    result = _prune(merged, schema, updated, before.fields) if before and dropped else merged
     _settle(updated, owner, _seen(compare(live, result, schema), ignored), force=force)
     return result, {each: owned for each, owned in updated.items() if owned.fields}
 
@@ -522,11 +523,11 @@ def _leaves_first(path: FieldPath) -> tuple[tuple[int, Element], ...]:
 def _prune(merged: Json, schema: Schema, managers: Managers, last: Fields) -> Json:
     """Without what the applier owned before and no manager (itself included) owns now."""
     candidates = _with_parents(last, schema)
-    pruned = remove(merged, candidates, schema) or {}
+    pruned = _map(remove(merged, candidates, schema))
     owned = frozenset[FieldPath]().union(*(each.fields for each in managers.values()))
     everything = _with_parents(frozenset(fields_of(merged, schema)), schema)
     kept = _with_parents(frozenset(fields_of(pruned, schema)), schema) | _with_parents(owned, schema)
-    pruned = remove(merged, everything - kept, schema) or {}
+    pruned = _map(remove(merged, everything - kept, schema))
     # What vanished only because it lay inside something removed, and was never the applier's, is added back.
     present = _with_parents(frozenset(fields_of(pruned, schema)), schema)
-    return cast("Json", remove(merged, (everything - present) & candidates, schema) or {})
+    return _map(remove(merged, (everything - present) & candidates, schema))

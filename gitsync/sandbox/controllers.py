@@ -14,7 +14,7 @@ import structlog
 from gitsync.sandbox import events, workloads
 from gitsync.sandbox.registry import Deletion, Options, Refusal, Registry, now
 from gitsync.sandbox.rules import selects
-from gitsync.sandbox.schema import copy
+from gitsync.sandbox.schema import at, copy, many
 from gitsync.sandbox.store import Event, Expired, Json
 
 Name = tuple[str, str, str]
@@ -111,7 +111,7 @@ class Controllers:
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         if resource in self._reconcilers:
             self._mark((resource, namespace, name))
-        for owner in metadata.get("ownerReferences", ()):
+        for owner in many(metadata, "ownerReferences"):
             self._dependents.setdefault(owner["uid"], set()).add((resource, namespace, name))
             if owner.get("controller"):
                 kind = {"ReplicaSet": _REPLICA_SETS, "Job": _JOBS, "Deployment": _DEPLOYMENTS}.get(owner["kind"])
@@ -122,7 +122,7 @@ class Controllers:
         if metadata.get("ownerReferences") and event.type == "ADDED":
             self._mark(("owned", f"{resource}|{namespace}", name))
         place = f"{resource}|{namespace}|{name}"
-        if "foregroundDeletion" in metadata.get("finalizers", ()):
+        if "foregroundDeletion" in many(metadata, "finalizers"):
             self._foreground[metadata["uid"]] = place
         if event.type == "DELETED" or metadata.get("finalizers"):
             self._mark(("owner", metadata["uid"], place))
@@ -135,7 +135,7 @@ class Controllers:
                 self._mark(("namespaces", "", namespace))
         if resource == "pods":
             self._note_pod(event, namespace)
-        elif resource == _SLICES and (service := metadata.get("labels", {}).get(_SERVICE_LABEL)):
+        elif resource == _SLICES and (service := at(metadata, "labels").get(_SERVICE_LABEL)):
             self._mark(("services", namespace, service))
 
     def _note_pod(self, event: Event, namespace: str) -> None:
@@ -144,6 +144,11 @@ class Controllers:
             selector = service["spec"].get("selector")
             if selector and any(_covers(selector, pod) for pod in pods):
                 self._mark(("services", namespace, service["metadata"]["name"]))
+        for owner in many(event.object["metadata"], "ownerReferences") if event.type == "DELETED" else ():
+            # A Deployment that recreates waits for the last of its old pods.
+            holder = self._store.get(_REPLICA_SETS, namespace, owner["name"])
+            for each in (holder or {"metadata": {}})["metadata"].get("ownerReferences", ()):
+                self._mark((_DEPLOYMENTS, namespace, each["name"]))
         if not event.object["metadata"].get("ownerReferences"):
             for resource in (_REPLICA_SETS,):
                 for each in self._store.items(resource, namespace):
@@ -159,7 +164,7 @@ class Controllers:
         for kind, namespace, name in sorted(self._dependents.get(uid, ())):
             value = self._store.get(kind, namespace, name) if kind == resource else None
             if value and any(
-                each["uid"] == uid and each.get("controller") for each in value["metadata"].get("ownerReferences", ())
+                each["uid"] == uid and each.get("controller") for each in many(value["metadata"], "ownerReferences")
             ):
                 found.append(value)
         return found
@@ -236,7 +241,7 @@ class Controllers:
         if workloads.revision_of(deployment) != revision:
             self._annotate(deployment, {workloads.REVISION: str(revision)})
         alive = any(
-            pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+            at(pod, "status").get("phase") not in ("Succeeded", "Failed")
             for each in old
             for pod in self._children("pods", each)
         )
@@ -248,7 +253,13 @@ class Controllers:
             bounds = {"desired-replicas": str(spec["replicas"]), "max-replicas": str(spec["replicas"] + surge)}
             self._resize(sizes[target], size, {f"deployment.kubernetes.io/{key}": each for key, each in bounds.items()})
             direction = "up" if size > before else "down"
-            self._tell(deployment, "Normal", "ScalingReplicaSet", f"Scaled {direction} replica set {target} from {before} to {size}", "deployment-controller")  # fmt: skip  # noqa: E501
+            self._tell(
+                deployment,
+                "Normal",
+                "ScalingReplicaSet",
+                f"Scaled {direction} replica set {target} from {before} to {size}",
+                "deployment-controller",
+            )
         current = self._store.get(_DEPLOYMENTS, namespace, name)
         if current:
             fresh = [self._store.get(_REPLICA_SETS, namespace, each) for each in sizes]
@@ -268,7 +279,7 @@ class Controllers:
         selector.setdefault("matchLabels", {})[workloads.HASH_LABEL] = digest
         name = f"{metadata['name']}-{digest}"
         annotations = {workloads.REVISION: str(revision)}
-        if cause := metadata.get("annotations", {}).get("kubernetes.io/change-cause"):
+        if cause := at(metadata, "annotations").get("kubernetes.io/change-cause"):
             annotations["kubernetes.io/change-cause"] = cause
         body: Json = {
             "metadata": {"name": name, "labels": template["metadata"]["labels"], "annotations": annotations},
@@ -289,7 +300,7 @@ class Controllers:
         self._registry.modify(resource, metadata["namespace"], metadata["name"], change, _OPTIONS)
 
     def _forget_revisions(self, deployment: Json, old: list[Json]) -> None:
-        idle = [each for each in old if not each["spec"]["replicas"] and not each.get("status", {}).get("replicas")]
+        idle = [each for each in old if not each["spec"]["replicas"] and not at(each, "status").get("replicas")]
         idle.sort(key=workloads.revision_of)
         keep = deployment["spec"]["revisionHistoryLimit"]
         for each in idle[: max(0, len(idle) - keep)]:
@@ -299,7 +310,7 @@ class Controllers:
         spec, before = deployment["spec"], deployment.get("status", {})
 
         def total(field: str) -> int:
-            return sum(each.get("status", {}).get(field, 0) for each in (*old, *([new] if new else [])))
+            return sum(at(each, "status").get(field, 0) for each in (*old, *([new] if new else [])))
 
         updated = (new or {}).get("status", {}).get("replicas", 0)
         status: Json = {"observedGeneration": deployment["metadata"]["generation"], "replicas": total("replicas")}
@@ -339,9 +350,9 @@ class Controllers:
             progress = ("Progressing", "False", "ProgressDeadlineExceeded", f"{target} has timed out progressing.")
         else:
             progress = ("Progressing", "True", "ReplicaSetUpdated", f"{target} is progressing.")
-        wanted = [usable, *([progress] if progress else [])]
+        wanted: list[tuple[str, str, str, str]] = [usable, *([progress] if progress else [])]
         failing = workloads.condition(new or {}, "ReplicaFailure")
-        old_conditions = [each for each in before.get("conditions", []) if each["type"] != "ReplicaFailure"]
+        old_conditions = [each for each in many(before, "conditions") if each["type"] != "ReplicaFailure"]
         if failing:
             wanted.append(("ReplicaFailure", "True", failing["reason"], failing["message"]))
         status["conditions"] = workloads.conditions(old_conditions, now(), *wanted, progress=moved)
@@ -376,7 +387,9 @@ class Controllers:
         spec, failure = value["spec"], None
         for pod in workloads.deletion_order(pods)[: max(0, len(pods) - spec["replicas"])]:
             self._delete("pods", pod)
-            self._tell(value, "Normal", "SuccessfulDelete", f"Deleted pod: {pod['metadata']['name']}", "replicaset-controller")  # fmt: skip  # noqa: E501
+            self._tell(
+                value, "Normal", "SuccessfulDelete", f"Deleted pod: {pod['metadata']['name']}", "replicaset-controller"
+            )
         for _ in range(spec["replicas"] - len(pods)):
             try:
                 created = self._pod(value, spec["template"])
@@ -385,13 +398,19 @@ class Controllers:
                 self._tell(value, "Warning", "FailedCreate", f"Error creating: {error}", "replicaset-controller")
                 self._later((_REPLICA_SETS, namespace, name), 5.0)
                 break
-            self._tell(value, "Normal", "SuccessfulCreate", f"Created pod: {created['metadata']['name']}", "replicaset-controller")  # fmt: skip  # noqa: E501
+            self._tell(
+                value,
+                "Normal",
+                "SuccessfulCreate",
+                f"Created pod: {created['metadata']['name']}",
+                "replicaset-controller",
+            )
         pods = [pod for pod in self._children("pods", value) if workloads.active(pod)]
         waits = [workloads.available_in(pod, spec.get("minReadySeconds", 0)) for pod in pods]
         soon = min((wait for wait in waits if 0 < wait < float("inf")), default=0)
         if soon:
             self._later((_REPLICA_SETS, namespace, name), soon + 0.02)
-        status = {
+        status: Json = {
             "replicas": len(pods),
             "fullyLabeledReplicas": len(pods),
             "readyReplicas": sum(1 for pod in pods if workloads.is_true(pod, "Ready")),
@@ -400,7 +419,7 @@ class Controllers:
         status = {key: each for key, each in status.items() if each or key == "replicas"}
         status["observedGeneration"] = value["metadata"]["generation"]
         if failure:
-            old = value.get("status", {}).get("conditions", [])
+            old = at(value, "status").get("conditions", [])
             found = workloads.conditions(old, now(), failure)[0]
             status["conditions"] = [{key: each for key, each in found.items() if key != "lastUpdateTime"}]
         live = self._store.get(_REPLICA_SETS, namespace, name)
@@ -410,7 +429,7 @@ class Controllers:
     def _adopt(self, value: Json) -> None:
         namespace = value["metadata"]["namespace"]
         for pod in self._store.items("pods", namespace):
-            owners = pod["metadata"].get("ownerReferences", ())
+            owners = many(pod["metadata"], "ownerReferences")
             if any(each.get("controller") for each in owners) or not workloads.active(pod):
                 continue
             if selects(value["spec"]["selector"], pod["metadata"].get("labels")):
@@ -453,18 +472,16 @@ class Controllers:
                 self._delete("pods", pod)
             status.pop("startTime", None)
             suspended = ("Suspended", "True", "JobSuspended", "Job suspended")
-            status["conditions"] = _job_conditions(status.get("conditions", []), suspended)
+            status["conditions"] = _job_conditions(many(status, "conditions"), suspended)
             self._set_status(_JOBS, job, status)
             return
         if "startTime" not in status:
             status["startTime"] = now()
         running = [pod for pod in pods if workloads.active(pod)]
-        succeeded = sum(1 for pod in pods if pod.get("status", {}).get("phase") == "Succeeded")
-        failed = sum(1 for pod in pods if pod.get("status", {}).get("phase") == "Failed")
+        succeeded = sum(1 for pod in pods if at(pod, "status").get("phase") == "Succeeded")
+        failed = sum(1 for pod in pods if at(pod, "status").get("phase") == "Failed")
         restarts = sum(
-            each.get("restartCount", 0)
-            for pod in running
-            for each in pod.get("status", {}).get("containerStatuses", [])
+            each.get("restartCount", 0) for pod in running for each in at(pod, "status").get("containerStatuses", [])
         )
         wanted = spec.get("completions")
         done = succeeded >= wanted if wanted is not None else succeeded > 0 and not running
@@ -496,7 +513,7 @@ class Controllers:
         status |= {"active": len(running), "succeeded": succeeded, "failed": failed}
         status["ready"] = sum(1 for pod in running if workloads.is_true(pod, "Ready"))
         status["uncountedTerminatedPods"] = {}
-        status["conditions"] = _job_conditions(status.get("conditions", []), *verdicts)
+        status["conditions"] = _job_conditions(many(status, "conditions"), *verdicts)
         status = {key: each for key, each in status.items() if each not in (0, []) or key == "ready"}
         self._set_status(_JOBS, job, status)
 
@@ -506,8 +523,12 @@ class Controllers:
         if failed:
             ended = [pod["metadata"]["creationTimestamp"] for pod in pods if pod["status"].get("phase") == "Failed"]
             for pod in pods:
-                states = pod.get("status", {}).get("containerStatuses", [])
-                ended += [each["state"]["terminated"]["finishedAt"] for each in states if "terminated" in each.get("state", {})]  # fmt: skip  # noqa: E501
+                states = at(pod, "status").get("containerStatuses", [])
+                ended += [
+                    each["state"]["terminated"]["finishedAt"]
+                    for each in states
+                    if "terminated" in each.get("state", {})
+                ]
             wait = min(360.0, 10.0 * 2 ** (failed - 1)) - workloads.seconds_since(max(ended))
             if wait > 0:
                 self._later(key, wait)
@@ -535,7 +556,7 @@ class Controllers:
         slices = {
             each["metadata"]["name"]: each
             for each in self._store.items(_SLICES, namespace)
-            if each["metadata"].get("labels", {}).get(_SERVICE_LABEL) == name and _controlled(each, service)
+            if at(each["metadata"], "labels").get(_SERVICE_LABEL) == name and _controlled(each, service)
         }
         unused = list(slices)
         wanted: list[tuple[str, list[Json], list[Json]]] = []
@@ -563,7 +584,7 @@ class Controllers:
             labels["endpointslice.kubernetes.io/managed-by"] = "endpointslice-controller.k8s.io"
             body: Json = {"metadata": {"name": name, "labels": labels}, "addressType": "IPv4"}
             self._create(_SLICES, namespace, body | {"endpoints": endpoints, "ports": ports}, service)
-        elif live.get("endpoints", []) != endpoints or live.get("ports", []) != ports:
+        elif many(live, "endpoints") != endpoints or many(live, "ports") != ports:
             resource = self._registry.resource(_SLICES)
             content = {"endpoints": endpoints, "ports": ports}
             self._registry.modify(resource, namespace, name, lambda value: value | content, _OPTIONS)
@@ -573,7 +594,9 @@ class Controllers:
         subsets: list[Json] = []
         for _, ports, endpoints in wanted:
             ready = [each for each in endpoints if each["conditions"]["ready"]]
-            waiting = [each for each in endpoints if not each["conditions"]["ready"] and not each["conditions"]["terminating"]]  # fmt: skip  # noqa: E501
+            waiting = [
+                each for each in endpoints if not each["conditions"]["ready"] and not each["conditions"]["terminating"]
+            ]
             subset = {
                 "addresses": [_address(each) for each in ready],
                 "notReadyAddresses": [_address(each) for each in waiting],
@@ -587,7 +610,7 @@ class Controllers:
         if live is None:
             body: Json = {"metadata": {"name": name}, "subsets": subsets}
             self._create("endpoints", namespace, body, service)
-        elif live.get("subsets", []) != subsets:
+        elif many(live, "subsets") != subsets:
             self._registry.modify(resource, namespace, name, lambda value: value | {"subsets": subsets}, _OPTIONS)
 
     # ------------------------------------------------------------ garbage and namespaces
@@ -603,7 +626,7 @@ class Controllers:
         """An object whose owners are all gone goes too."""
         resource, _, namespace = place.partition("|")
         value = self._store.get(resource, namespace, name)
-        owners = value["metadata"].get("ownerReferences", ()) if value else ()
+        owners = many(value["metadata"], "ownerReferences") if value else ()
         if value is None or not owners:
             return
         solid = [
@@ -628,7 +651,7 @@ class Controllers:
             (kind, value)
             for kind, namespace, name in sorted(self._dependents.get(uid, ()))
             if (value := self._store.get(kind, namespace, name))
-            and any(each["uid"] == uid for each in value["metadata"].get("ownerReferences", ()))
+            and any(each["uid"] == uid for each in many(value["metadata"], "ownerReferences"))
         ]
         if not place:
             for kind, namespace, name in list(self._dependents.get(uid, ())):
@@ -648,11 +671,11 @@ class Controllers:
         if not metadata.get("deletionTimestamp"):
             return
         resource = place.partition("|")[0]
-        if "orphan" in metadata.get("finalizers", ()):
+        if "orphan" in many(metadata, "finalizers"):
             for kind, value in dependents:
                 self._reown(kind, value, {uid})
             self._release(resource, owner, "orphan")
-        elif "foregroundDeletion" in metadata.get("finalizers", ()):
+        elif "foregroundDeletion" in many(metadata, "finalizers"):
             blocking = False
             for kind, value in dependents:
                 references = value["metadata"]["ownerReferences"]
@@ -673,7 +696,7 @@ class Controllers:
 
     def _release(self, resource: str, value: Json, finalizer: str) -> None:
         def change(live: Json) -> Json:
-            left = [each for each in live["metadata"].get("finalizers", ()) if each != finalizer]
+            left = [each for each in many(live["metadata"], "finalizers") if each != finalizer]
             live["metadata"]["finalizers"] = left
             return live
 
@@ -703,7 +726,7 @@ def _suffix() -> str:
 
 
 def _covers(selector: Json, pod: Json) -> bool:
-    labels = pod["metadata"].get("labels") or {}
+    labels = at(pod["metadata"], "labels")
     return all(labels.get(key) == each for key, each in selector.items())
 
 
@@ -714,7 +737,7 @@ def _reference(owner: Json) -> Json:
 
 
 def _controlled(value: Json, owner: Json) -> bool:
-    return any(each["uid"] == owner["metadata"]["uid"] for each in value["metadata"].get("ownerReferences", ()))
+    return any(each["uid"] == owner["metadata"]["uid"] for each in many(value["metadata"], "ownerReferences"))
 
 
 def port_number(pod: Json, wanted: Any) -> int | None:
@@ -722,7 +745,7 @@ def port_number(pod: Json, wanted: Any) -> int | None:
     if isinstance(wanted, int):
         return wanted
     for container in pod["spec"]["containers"]:
-        for port in container.get("ports", ()):
+        for port in many(container, "ports"):
             if port.get("name") == wanted:
                 return int(port["containerPort"])
     return int(wanted) if str(wanted).isdigit() else None
@@ -730,7 +753,7 @@ def port_number(pod: Json, wanted: Any) -> int | None:
 
 def _ports_of(service: Json, pod: Json) -> tuple[tuple[str, int, str], ...]:
     found: list[tuple[str, int, str]] = []
-    for port in service["spec"].get("ports", ()):
+    for port in many(service["spec"], "ports"):
         number = port_number(pod, port.get("targetPort", port["port"]))
         if number is not None:
             found.append((port.get("name", ""), number, port["protocol"]))
@@ -764,5 +787,14 @@ def _job_conditions(old: list[Json], *wanted: tuple[str, str, str, str]) -> list
             continue
         found = [each for each in found if each["type"] != kind]
         stamp = now()
-        found.append({"type": kind, "status": status, "lastProbeTime": stamp, "lastTransitionTime": stamp, "reason": reason, "message": message})  # fmt: skip  # noqa: E501
+        found.append(
+            {
+                "type": kind,
+                "status": status,
+                "lastProbeTime": stamp,
+                "lastTransitionTime": stamp,
+                "reason": reason,
+                "message": message,
+            }
+        )
     return found

@@ -1,4 +1,4 @@
-"""What kubectl reads before anything else: versions, groups, resources, and OpenAPI v3 for explain and validation. Pure."""
+"""What kubectl reads before anything else: versions, groups, resources, OpenAPI for explain and validation. Pure."""
 
 from typing import Any
 
@@ -8,6 +8,9 @@ from gitsync.sandbox.schema import openapi
 Json = dict[str, Any]
 
 VERSION = "v1.34.0+gitsync.sandbox"
+#: An empty OpenAPI v2 document in protobuf (swagger, info, paths): all that kubectl still asks of the old format.
+OPENAPI_V2 = b"\x0a\x032.0\x12\x12\x0a\x0aKubernetes\x12\x041.34\x42\x00"
+OPENAPI_V2_TYPE = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 _REFERENCE = "#/components/schemas/"
 
 
@@ -17,7 +20,7 @@ def document(path: str, kinds: Kinds) -> Json | None:
     everything = kinds.all()
     if path == "/version":
         return {"major": "1", "minor": "34", "gitVersion": VERSION, "gitCommit": "", "gitTreeState": "clean",
-                "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "", "platform": "linux/amd64"}  # fmt: skip
+                "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "", "platform": "linux"}  # fmt: skip
     if path == "/":
         return {"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]}
     if path == "/api":
@@ -29,7 +32,12 @@ def document(path: str, kinds: Kinds) -> Json | None:
         places = [f"{'apis' if '/' in each else 'api'}/{each}" for each in versions]
         return {"paths": {place: {"serverRelativeURL": f"/openapi/v3/{place}"} for place in places}}
     if parts[:2] == ["openapi", "v3"]:
-        found = [each for each in everything if ["apis", each.group, each.version] == parts[2:] or (not each.group and ["api", each.version] == parts[2:])]  # fmt: skip  # noqa: E501
+        found = [
+            each
+            for each in everything
+            if ["apis", each.group, each.version] == parts[2:]
+            or (not each.group and ["api", each.version] == parts[2:])
+        ]
         return _openapi(found) if found else None
     if parts[0] == "apis" and len(parts) == 2:
         return next((each for each in _groups(everything) if each["name"] == parts[1]), None)
@@ -46,7 +54,9 @@ def _groups(everything: list[Resource]) -> list[Json]:
     found: list[Json] = []
     for group, versions in groups.items():
         entries = [{"groupVersion": f"{group}/{version}", "version": version} for version in versions]
-        found.append({"kind": "APIGroup", "apiVersion": "v1", "name": group, "versions": entries, "preferredVersion": entries[0]})  # fmt: skip  # noqa: E501
+        found.append(
+            {"kind": "APIGroup", "apiVersion": "v1", "name": group, "versions": entries, "preferredVersion": entries[0]}
+        )
     return found
 
 
@@ -89,7 +99,11 @@ def _openapi(found: list[Resource]) -> Json:
         root = f"/apis/{each.group}/{each.version}" if each.group else f"/api/{each.version}"
         place = f"{root}/namespaces/{{namespace}}/{each.plural}" if each.namespaced else f"{root}/{each.plural}"
         reference = {"content": {"application/json": {"schema": {"$ref": f"{_REFERENCE}{name}"}}}}
-        common = {"parameters": parameters, "responses": {"200": {"description": "OK", **reference}}, "x-kubernetes-group-version-kind": kind}  # fmt: skip  # noqa: E501
+        common = {
+            "parameters": parameters,
+            "responses": {"200": {"description": "OK", **reference}},
+            "x-kubernetes-group-version-kind": kind,
+        }
         paths[place] = {
             "get": common | {"x-kubernetes-action": "list"},
             "post": common | {"x-kubernetes-action": "post"},

@@ -16,6 +16,8 @@ from typing import Any
 
 import orjson
 
+from gitsync.sandbox.schema import at
+
 Json = dict[str, Any]
 
 OWNER_LABEL = "gitsync.sandbox"
@@ -119,10 +121,10 @@ class Engine:
     async def state(self, container: str) -> ContainerState | None:
         """``None`` if there is no such container."""
         try:
-            found = orjson.loads(await self.call("container", "inspect", container))[0]
+            found: Json = orjson.loads(await self.call("container", "inspect", container))[0]
         except EngineError:
             return None
-        state, published = found["State"], (found.get("NetworkSettings") or {}).get("Ports") or {}
+        state, published = found["State"], at(found, "NetworkSettings", "Ports")
         return ContainerState(
             id=found["Id"],
             running=bool(state["Running"]),
@@ -153,7 +155,7 @@ class Engine:
         return True, ""
 
     async def has_image(self, reference: str) -> tuple[str, str]:
-        """The image's id and its name by digest (``repository@sha256:…``, if it has one); ("", "") if it is not here."""
+        """The image's id and its name by digest (``repository@sha256:…`` if it has one); "" twice if it is not here."""
         try:
             found = orjson.loads(await self.call("image", "inspect", reference))[0]
         except EngineError:
@@ -205,11 +207,13 @@ class Engine:
 
     async def owners(self) -> dict[str, list[str]]:
         """Containers of all sandboxes, by the label's value."""
-        out = await self.call("ps", "--all", "--quiet", "--filter", f"label={OWNER_LABEL}")
+        label = f'{{{{index .Labels "{OWNER_LABEL}"}}}}' if self.podman else f'{{{{.Label "{OWNER_LABEL}"}}}}'
+        shown = ("--format", f"{{{{.ID}}}} {label}")
+        out = await self.call("ps", "--all", "--no-trunc", "--filter", f"label={OWNER_LABEL}", *shown)
         found: dict[str, list[str]] = {}
-        if ids := out.decode().split():
-            for each in orjson.loads(await self.call("container", "inspect", *ids)):
-                found.setdefault(each["Config"]["Labels"][OWNER_LABEL], []).append(each["Id"])
+        for line in out.decode().splitlines():
+            identity, _, owner = line.partition(" ")
+            found.setdefault(owner, []).append(identity)
         return found
 
     async def logs(self, container: str, args: Sequence[str]) -> AsyncIterator[bytes]:

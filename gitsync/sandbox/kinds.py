@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gitsync.sandbox.schema import Schema, builtin, structural
+from gitsync.sandbox.schema import Schema, at, builtin, many, structural
 
 Json = dict[str, Any]
 
@@ -134,7 +134,7 @@ def custom(definition: Json) -> list[Resource]:
     for version in spec["versions"]:
         if not version.get("served"):
             continue
-        sub = version.get("subresources") or {}
+        sub = at(version, "subresources")
         found.append(
             Resource(
                 group=spec["group"],
@@ -143,13 +143,13 @@ def custom(definition: Json) -> list[Resource]:
                 plural=names["plural"],
                 singular=names.get("singular") or names["kind"].lower(),
                 namespaced=spec["scope"] == "Namespaced",
-                schema=structural((version.get("schema") or {}).get("openAPIV3Schema") or {}, top=True),
-                short=tuple(names.get("shortNames") or ()),
-                categories=tuple(names.get("categories") or ()),
+                schema=structural(at(version, "schema").get("openAPIV3Schema") or {}, top=True),
+                short=tuple(many(names, "shortNames")),
+                categories=tuple(many(names, "categories")),
                 subresources=frozenset(sub),
                 generation=True,
-                columns=tuple(version.get("additionalPrinterColumns") or ()),
-                scale=sub.get("scale") or {},
+                columns=tuple(many(version, "additionalPrinterColumns")),
+                scale=at(sub, "scale"),
                 custom=True,
             )
         )

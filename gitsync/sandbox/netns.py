@@ -71,8 +71,17 @@ class NetworkNamespace:
         return f"/proc/{os.getpid()}/fd/{self._fd}"
 
     async def within(self, make: Callable[[], _T]) -> _T:
-        """Run a short function inside the namespace."""
+        """Run a short function inside the namespace. It runs to its end even if the caller is cancelled."""
         return await asyncio.get_running_loop().run_in_executor(self._inside, make)
+
+    async def _socket(self, make: Callable[[], socket.socket]) -> socket.socket:
+        """A socket that ``make`` opens inside; closed again if nobody waits for it any more."""
+        opening = asyncio.ensure_future(self.within(make))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().close())
+            raise
 
     async def listen(self, address: str, port: int) -> socket.socket:
         """A listening socket in the namespace. ``OSError`` if the address is taken."""
@@ -89,7 +98,7 @@ class NetworkNamespace:
                 raise
             return listener
 
-        return await self.within(make)
+        return await self._socket(make)
 
     async def dial(self, address: str, port: int) -> socket.socket:
         """A connected socket whose other end is in the namespace."""
@@ -99,7 +108,7 @@ class NetworkNamespace:
             found.setblocking(False)
             return found
 
-        connection = await self.within(make)
+        connection = await self._socket(make)
         try:
             await asyncio.get_running_loop().sock_connect(connection, (address, port))
         except BaseException:

@@ -25,7 +25,7 @@ from gitsync.sandbox.controllers import port_number
 from gitsync.sandbox.engine import Engine, EngineError
 from gitsync.sandbox.netns import NetworkNamespace
 from gitsync.sandbox.registry import Deletion, Options, Refusal, Registry, now
-from gitsync.sandbox.schema import copy
+from gitsync.sandbox.schema import at, copy, many
 from gitsync.sandbox.store import Expired, Json
 
 NAME = "sandbox"
@@ -105,7 +105,10 @@ class Node:
             try:
                 if not revision:
                     revision = self.store.revision
-                    for pod in self.store.items("pods"):
+                    found = {pod["metadata"]["uid"]: pod for pod in self.store.items("pods")}
+                    for uid in self._pods.keys() - found.keys():
+                        self._pods[uid].vanished()
+                    for pod in found.values():
                         self._seen(pod)
                 async for batch in self.store.watch(revision):
                     for event in batch:
@@ -185,7 +188,7 @@ class Node:
         return sorted(found, key=lambda each: each["metadata"]["creationTimestamp"])
 
     async def logs(self, pod: Json, container: str, query: Mapping[str, str]) -> AsyncIterator[bytes]:
-        """What ``kubectl logs`` asks for: follow, tailLines, timestamps, sinceSeconds, sinceTime, previous, limitBytes."""
+        """What ``kubectl logs`` asks for: follow, previous, timestamps, and the limits by lines, bytes and time."""
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         known = self._pods.get(uid)
         found = known.containers.get(container) if known else None
@@ -193,7 +196,11 @@ class Node:
         target = (found.previous if previous else found.id or found.previous) if found else ""
         if not found or not target:
             what = "previous terminated container" if previous else "container"
-            why = f'{what} "{container}" in pod "{name}" is waiting to start: {found.reason or "ContainerCreating"}' if found and not previous else f'{what} "{container}" in pod "{name}" not found'  # fmt: skip  # noqa: E501
+            why = (
+                f'{what} "{container}" in pod "{name}" is waiting to start: {found.reason or "ContainerCreating"}'
+                if found and not previous
+                else f'{what} "{container}" in pod "{name}" not found'
+            )
             raise Refusal(400, "BadRequest", why)
         args: list[str] = []
         if query.get("follow") in ("1", "true"):
@@ -229,8 +236,8 @@ class _Container:
     started: bool = False
     image_id: str = ""
     backoff: float = 0.0
-    killed: str = ""
-    """Why we killed it, for its Event."""
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it has started for the first time."""
     stop_signal: str = "TERM"
     published: Mapping[int, int] = field(default_factory=dict[int, int])
 
@@ -240,7 +247,7 @@ class _Container:
 
     @property
     def reason(self) -> str:
-        return str(self.state.get("waiting", {}).get("reason", ""))
+        return str(at(self.state, "waiting").get("reason", ""))
 
     @property
     def running(self) -> bool:
@@ -299,6 +306,10 @@ class _Pod:
         self._gone = self._gone or gone
         if gone or pod["metadata"].get("deletionTimestamp"):
             self._changed.set()
+
+    def vanished(self) -> None:
+        """The pod is gone, and nobody saw how."""
+        self.seen(self._pod, gone=True)
 
     def source_changed(self, namespace: str) -> None:
         """A ConfigMap or Secret changed: volumes are written again, and containers that wait for it try again."""
@@ -366,8 +377,7 @@ class _Pod:
             for each in [it for it in self.containers.values() if it.init]:
                 if each.spec.get("restartPolicy") == "Always":
                     sidecars.append(asyncio.create_task(self._keep(each)))
-                    while not each.started:
-                        await asyncio.sleep(0.1)
+                    await each.up.wait()
                     continue
                 await self._keep(each)
                 if each.exit_code != 0:
@@ -401,12 +411,13 @@ class _Pod:
         events.record(self._registry, self._pod, "Normal", "Scheduled", text, "default-scheduler")
 
     async def _make_network(self) -> None:
-        self.network = await asyncio.get_running_loop().run_in_executor(None, NetworkNamespace)
+        network = await asyncio.get_running_loop().run_in_executor(None, NetworkNamespace)
+        self.network = network
         if self._node.slirp:
             read, self._slirp_pipe = os.pipe()
             self._slirp = await asyncio.create_subprocess_exec(
                 self._node.slirp, "--configure", "--mtu=65520", "--disable-host-loopback", "--netns-type=path",
-                f"--exit-fd={read}", self.network.path, "tap0",
+                f"--exit-fd={read}", network.path, "tap0",
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
                 pass_fds=[read], start_new_session=True,
             )  # fmt: skip
@@ -497,7 +508,15 @@ class _Pod:
             each.id = await engine.create([*args, *env_args[0], *command[0], image, *command[1]], env=env_args[1])
         except EngineError as error:
             stamp = now()
-            each.state = {"terminated": {"exitCode": 128, "reason": "StartError", "message": str(error), "startedAt": stamp, "finishedAt": stamp}}  # fmt: skip  # noqa: E501
+            each.state = {
+                "terminated": {
+                    "exitCode": 128,
+                    "reason": "StartError",
+                    "message": str(error),
+                    "startedAt": stamp,
+                    "finishedAt": stamp,
+                }
+            }
             self._tell("Warning", "Failed", f"Error: {error}")
             self.publish()
             return True
@@ -525,7 +544,15 @@ class _Pod:
         oom = bool(state and state.oom_killed)
         reason = "OOMKilled" if oom else "Completed" if code == 0 else "Error"
         each.ready = each.started = False
-        each.state = {"terminated": {"exitCode": code, "reason": reason, "startedAt": begun, "finishedAt": now(), "containerID": f"containerd://{each.id}"}}  # fmt: skip  # noqa: E501
+        each.state = {
+            "terminated": {
+                "exitCode": code,
+                "reason": reason,
+                "startedAt": begun,
+                "finishedAt": now(),
+                "containerID": f"containerd://{each.id}",
+            }
+        }
         self.publish()
         return True
 
@@ -543,7 +570,9 @@ class _Pod:
             if found and policy != "Always":
                 self._tell("Normal", "Pulled", f'Container image "{reference}" already present on machine')
             elif policy == "Never":
-                raise _PullFailed("ErrImageNeverPull", f'Container image "{reference}" is not present with pull policy of Never')  # fmt: skip  # noqa: E501
+                raise _PullFailed(
+                    "ErrImageNeverPull", f'Container image "{reference}" is not present with pull policy of Never'
+                )
             else:
                 self._tell("Normal", "Pulling", f'Pulling image "{reference}"')
                 started = asyncio.get_running_loop().time()
@@ -593,9 +622,9 @@ class _Pod:
 
     def _command(self, each: _Container) -> tuple[list[str], list[str]]:
         """(options, words after the image). ``command`` replaces the image's entrypoint and its arguments."""
-        env = {item["name"]: item.get("value", "") for item in each.spec.get("env", ())}
-        command = [pods.expand(word, env) for word in each.spec.get("command", ())]
-        words = [pods.expand(word, env) for word in each.spec.get("args", ())]
+        env = {item["name"]: item.get("value", "") for item in many(each.spec, "env")}
+        command = [pods.expand(word, env) for word in many(each.spec, "command")]
+        words = [pods.expand(word, env) for word in many(each.spec, "args")]
         if command:
             return ["--entrypoint", command[0]], [*command[1:], *words]
         return [], words
@@ -604,18 +633,18 @@ class _Pod:
         """Everything that somebody may want to reach: declared ports, probed ports, target ports of Services."""
         found: set[int] = set()
         for each in self.containers.values():
-            for port in each.spec.get("ports", ()):
+            for port in many(each.spec, "ports"):
                 found.add(int(port["containerPort"]))
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-                handler = each.spec.get(probe) or {}
-                place = handler.get("httpGet") or handler.get("tcpSocket") or {}
+                handler = at(each.spec, probe)
+                place = at(handler, "httpGet") or at(handler, "tcpSocket")
                 if place and (number := port_number(self._pod, place["port"])):
                     found.add(number)
-        labels = self._pod["metadata"].get("labels") or {}
+        labels = at(self._pod["metadata"], "labels")
         for service in self._node.services(self._pod["metadata"]["namespace"]):
-            selector = service["spec"].get("selector") or {"": ""}
+            selector = at(service["spec"], "selector") or {"": ""}
             if all(labels.get(key) == value for key, value in selector.items()):
-                numbers = (port_number(self._pod, it["targetPort"]) for it in service["spec"].get("ports", ()))
+                numbers = (port_number(self._pod, it["targetPort"]) for it in many(service["spec"], "ports"))
                 found |= {number for number in numbers if number}
         return sorted(found)
 
@@ -626,10 +655,8 @@ class _Pod:
             return env
         for service in self._node.services(self._pod["metadata"]["namespace"]):
             name = service["metadata"]["name"].upper().replace("-", "_")
-            local: list[str] = (
-                service["metadata"].get("annotations", {}).get("sandbox.gitsync.dev/address", "").split(",")
-            )
-            for index, port in enumerate(service["spec"].get("ports", ())):
+            local: list[str] = at(service["metadata"], "annotations").get("sandbox.gitsync.dev/address", "").split(",")
+            for index, port in enumerate(many(service["spec"], "ports")):
                 number = str(port["port"])
                 if not self.network and index < len(local) and local[index]:
                     number = local[index].rpartition(":")[2]
@@ -651,8 +678,9 @@ class _Pod:
             if service["metadata"]["namespace"] != own:
                 names = names[1:]
             lines.append(f"{service['spec']['clusterIP']} {' '.join(names)}")
-        for alias in self._pod["spec"].get("hostAliases", ()):
-            lines.append(f"{alias['ip']} {' '.join(alias.get('hostnames', ()))}")
+        for alias in many(self._pod["spec"], "hostAliases"):
+            names = " ".join(many(alias, "hostnames"))
+            lines += [f"{alias['ip']} {names}"]
         path = self._directory / "hosts"
         path.write_text("\n".join(lines) + "\n")
         path.chmod(0o644)
@@ -661,17 +689,18 @@ class _Pod:
 
     async def _look_after(self, each: _Container) -> None:
         """Hooks and probes of a running container, until it is cancelled with it."""
-        hook = (each.spec.get("lifecycle") or {}).get("postStart")
+        hook = at(each.spec, "lifecycle", "postStart")
         if hook:
             good, why = await self._handle(each, hook, 60)
             if not good:
                 self._tell("Warning", "FailedPostStartHook", f"PostStartHook failed: {why}")
-                await self._kill(each, "FailedPostStartHook")
+                await self._node.engine.signal(each.id, "KILL")
                 return
         if startup := each.spec.get("startupProbe"):
             self.publish()
             await self._probe(each, startup, "Startup")
         each.started = True
+        each.up.set()
         readiness, liveness = each.spec.get("readinessProbe"), each.spec.get("livenessProbe")
         if not readiness:
             each.ready = True
@@ -703,7 +732,9 @@ class _Pod:
                         each.ready = False
                         self.publish()
                     elif kind != "Readiness" and not self._stopping:
-                        self._tell("Normal", "Killing", f"Container {each.name} failed {kind.lower()} probe, will be restarted")  # fmt: skip  # noqa: E501
+                        self._tell(
+                            "Normal", "Killing", f"Container {each.name} failed {kind.lower()} probe, will be restarted"
+                        )
                         grace = probe.get("terminationGracePeriodSeconds")
                         default = self._pod["spec"]["terminationGracePeriodSeconds"]
                         await self._stop(each, default if grace is None else grace)
@@ -753,7 +784,7 @@ class _Pod:
             if not self.network:
                 # The engine's own forwarder accepts whether or not anybody listens inside: then it hangs up at once.
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(0.1):
+                    async with asyncio.timeout(0.5):
                         if not await reader.read(1):
                             return False, f"dial tcp {self.address}:{port}: connection refused"
             return True, ""
@@ -771,7 +802,7 @@ class _Pod:
         reader, writer = await asyncio.open_connection(sock=connection, ssl=context, server_hostname=name)
         try:
             headers = {"Host": f"{self.address}:{port}", "User-Agent": "kube-probe/1.34", "Accept": "*/*"}
-            headers |= {each["name"]: each["value"] for each in request.get("httpHeaders", ())}
+            headers |= {each["name"]: each["value"] for each in many(request, "httpHeaders")}
             lines = [f"GET {request.get('path', '/')} HTTP/1.1", *(f"{key}: {each}" for key, each in headers.items())]
             writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode())
             await writer.drain()
@@ -801,7 +832,7 @@ class _Pod:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        hook = (each.spec.get("lifecycle") or {}).get("preStop")
+        hook = at(each.spec, "lifecycle", "preStop")
         if hook and grace > 0:
             good, why = await self._handle(each, hook, grace)
             if not good:
@@ -811,12 +842,8 @@ class _Pod:
             async with asyncio.timeout(max(2.0 if hook else 0.0, deadline - loop.time())):
                 await ended.wait()
                 return
-        await self._kill(each, "")
-        await ended.wait()
-
-    async def _kill(self, each: _Container, why: str) -> None:
-        each.killed = why
         await self._node.engine.signal(each.id, "KILL")
+        await ended.wait()
 
     # ------------------------------------------------------------ status
 
@@ -836,7 +863,7 @@ class _Pod:
             ("PodScheduled", bool(spec.get("nodeName")), ""),
         ]
         waiting = [it.name for it in mains if not (it.ready and it.running)]
-        before = {each["type"]: each for each in old.get("conditions", [])}
+        before = {each["type"]: each for each in many(old, "conditions")}
         conditions: list[Json] = []
         for kind, true, reason in facts:
             text = "True" if true else "False"

@@ -1,9 +1,9 @@
-"""The three patch formats other than apply: merge patch (RFC 7386), JSON patch (RFC 6902), strategic merge patch. Pure."""
+"""The patch formats other than apply: merge patch (RFC 7386), JSON patch (RFC 6902), strategic merge patch. Pure."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from gitsync.sandbox.schema import Schema, copy
+from gitsync.sandbox.schema import Schema, copy, many
 
 Json = dict[str, Any]
 
@@ -73,7 +73,9 @@ def _look(document: Any, path: str, operation: str) -> Any:
         try:
             node = cast("list[Any]", node)[int(part)] if isinstance(node, list) else node[part]
         except (KeyError, IndexError, ValueError, TypeError):
-            raise PatchError(f"{operation} operation does not apply: doc is missing path: {path}: missing value") from None  # fmt: skip  # noqa: E501
+            raise PatchError(
+                f"{operation} operation does not apply: doc is missing path: {path}: missing value"
+            ) from None
     return node
 
 
@@ -100,9 +102,9 @@ def _put(document: Any, parts: list[str], value: Any, *, insert: bool) -> Any:
 
 
 def _take(document: Any, parts: list[str]) -> None:
-    node = document
+    node: Any = document
     for part in parts[:-1]:
-        node = node[int(part)] if isinstance(node, list) else node[part]
+        node = cast("list[Any]", node)[int(part)] if isinstance(node, list) else cast("Json", node)[part]
     if isinstance(node, list):
         del cast("list[Any]", node)[int(parts[-1])]
     else:
@@ -125,7 +127,7 @@ def strategic_merge(target: Any, patch: Any, schema: Schema) -> Any:
     for name, each in given.items():
         if name.startswith("$deleteFromPrimitiveList/"):
             field = name.partition("/")[2]
-            out[field] = [item for item in out.get(field) or [] if item not in each]
+            out[field] = [item for item in many(out, field) if item not in each]
         elif name.startswith("$"):
             continue
         elif each is None:

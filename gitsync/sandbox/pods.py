@@ -13,6 +13,7 @@ from typing import Any, cast
 import orjson
 
 from gitsync.sandbox.rules import amount_of
+from gitsync.sandbox.schema import at, many
 from gitsync.sandbox.store import Json, Store
 
 
@@ -24,9 +25,9 @@ def field(pod: Json, path: str) -> str:
     """A ``fieldRef``: ``metadata.labels['app']``, ``status.podIP``, …"""
     found = re.fullmatch(r"metadata\.(labels|annotations)\['(.+)'\]", path)
     if found:
-        return str((pod["metadata"].get(found[1]) or {}).get(found[2], ""))
+        return str(at(pod["metadata"], found[1]).get(found[2], ""))
     if path in ("metadata.labels", "metadata.annotations"):
-        values = pod["metadata"].get(path.partition(".")[2]) or {}
+        values = at(pod["metadata"], path.partition(".")[2])
         return "".join(f"{key}={orjson.dumps(values[key]).decode()}\n" for key in sorted(values))
     node: Any = pod
     for part in path.split("."):
@@ -38,8 +39,8 @@ def _content(store: Store, kind: str, namespace: str, name: str) -> dict[str, by
     value = store.get(kind, namespace, name)
     if value is None:
         return None
-    found = {key: base64.b64decode(each) for key, each in (value.get("binaryData") or {}).items()}
-    for key, each in (value.get("data") or {}).items():
+    found = {key: base64.b64decode(each) for key, each in at(value, "binaryData").items()}
+    for key, each in at(value, "data").items():
         found[key] = base64.b64decode(each) if kind == "secrets" else str(each).encode()
     return found
 
@@ -58,13 +59,13 @@ def environment(store: Store, pod: Json, container: Json, services: Mapping[str,
     """All variables of a container; ``services`` are those that Services add, which its own override."""
     namespace = pod["metadata"]["namespace"]
     env = dict(services)
-    for each in container.get("envFrom", ()):
+    for each in many(container, "envFrom"):
         for source, kind in (("configMapRef", "configmaps"), ("secretRef", "secrets")):
             if reference := each.get(source):
-                for key, value in _source(store, kind, namespace, reference).items():
-                    env[each.get("prefix", "") + key] = value.decode(errors="replace")
-    for each in container.get("env", ()):
-        source = each.get("valueFrom") or {}
+                for key, content in _source(store, kind, namespace, reference).items():
+                    env[each.get("prefix", "") + key] = content.decode(errors="replace")
+    for each in many(container, "env"):
+        source = at(each, "valueFrom")
         value: str | None = each.get("value", "")
         for name, kind in (("configMapKeyRef", "configmaps"), ("secretKeyRef", "secrets")):
             if reference := source.get(name):
@@ -78,7 +79,7 @@ def environment(store: Store, pod: Json, container: Json, services: Mapping[str,
             value = field(pod, reference["fieldPath"])
         if reference := source.get("resourceFieldRef"):
             what, _, name = reference["resource"].partition(".")
-            amount = (container.get("resources") or {}).get(what, {}).get(name, "0")
+            amount = at(container, "resources").get(what, {}).get(name, "0")
             value = str(int(-(-amount_of(amount) // amount_of(str(reference.get("divisor") or "1") or "1"))))
         if value is not None:
             env[each["name"]] = expand(value, env)
@@ -100,21 +101,21 @@ def volumes(store: Store, pod: Json, root: Path) -> dict[str, Path]:
     """Make every volume of a pod below ``root``; returns where each is on this machine."""
     namespace = pod["metadata"]["namespace"]
     found: dict[str, Path] = {}
-    for volume in pod["spec"].get("volumes", ()):
+    for volume in many(pod["spec"], "volumes"):
         place = root / volume["name"]
         found[volume["name"]] = place
         files: dict[str, tuple[bytes, int]] = {}
-        sources = (volume.get("projected") or {}).get("sources") or [volume]
+        sources = at(volume, "projected").get("sources") or [volume]
         known = False
         for source in sources:
             for name, kind in (("configMap", "configmaps"), ("secret", "secrets")):
                 if reference := source.get(name):
                     known = True
-                    mode = reference.get("defaultMode") or (volume.get("projected") or {}).get("defaultMode") or 0o644
+                    mode = reference.get("defaultMode") or at(volume, "projected").get("defaultMode") or 0o644
                     files |= _chosen(_source(store, kind, namespace, reference), reference, mode)
             if reference := source.get("downwardAPI"):
                 known = True
-                for item in reference.get("items", ()):
+                for item in many(reference, "items"):
                     text = field(pod, item["fieldRef"]["fieldPath"]) if "fieldRef" in item else ""
                     files[item["path"]] = (text.encode(), reference.get("defaultMode", 0o644))
         if known:
@@ -160,7 +161,7 @@ def _write(place: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
 def mounts(container: Json, places: Mapping[str, Path]) -> list[str]:
     """``--volume`` options."""
     args: list[str] = []
-    for mount in container.get("volumeMounts", ()):
+    for mount in many(container, "volumeMounts"):
         source = places[mount["name"]]
         if sub := mount.get("subPath"):
             source = source / sub
@@ -173,12 +174,12 @@ def mounts(container: Json, places: Mapping[str, Path]) -> list[str]:
 
 def security(pod: Json, container: Json) -> list[str]:
     """Options for users, rights and limits."""
-    context = (pod["spec"].get("securityContext") or {}) | (container.get("securityContext") or {})
+    context = at(pod["spec"], "securityContext") | at(container, "securityContext")
     args: list[str] = []
     if "runAsUser" in context:
         group = f":{context['runAsGroup']}" if "runAsGroup" in context else ""
         args += ["--user", f"{context['runAsUser']}{group}"]
-    for group in context.get("supplementalGroups", ()):
+    for group in many(context, "supplementalGroups"):
         args += ["--group-add", str(group)]
     if context.get("readOnlyRootFilesystem"):
         args += ["--read-only"]
@@ -186,11 +187,11 @@ def security(pod: Json, container: Json) -> list[str]:
         args += ["--privileged"]
     if context.get("allowPrivilegeEscalation") is False:
         args += ["--security-opt", "no-new-privileges"]
-    capabilities = context.get("capabilities") or {}
+    capabilities = at(context, "capabilities")
     for what in ("drop", "add"):
-        for each in capabilities.get(what, ()):
+        for each in many(capabilities, what):
             args += [f"--cap-{what}", each]
-    limits = (container.get("resources") or {}).get("limits") or {}
+    limits = at(container, "resources", "limits")
     if "memory" in limits:
         args += ["--memory", str(max(int(amount_of(limits["memory"])), 8 << 20))]
     if "cpu" in limits:
@@ -214,7 +215,7 @@ def secret_environment(env: Mapping[str, str], directory: Path) -> tuple[list[st
 def logins(store: Store, pod: Json, directory: Path) -> Path | None:
     """A directory with the docker ``config.json`` of the pod's imagePullSecrets, if it has any that exist."""
     auths: Json = {}
-    for reference in pod["spec"].get("imagePullSecrets", ()):
+    for reference in many(pod["spec"], "imagePullSecrets"):
         content = _content(store, "secrets", pod["metadata"]["namespace"], reference.get("name", "")) or {}
         if raw := content.get(".dockerconfigjson"):
             auths |= orjson.loads(raw).get("auths", {})

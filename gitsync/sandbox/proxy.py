@@ -19,6 +19,7 @@ import structlog
 
 from gitsync.sandbox.netns import NetworkNamespace
 from gitsync.sandbox.registry import Options, Refusal, Registry
+from gitsync.sandbox.schema import at, many
 from gitsync.sandbox.store import Event, Expired, Json
 
 ADDRESS = "sandbox.gitsync.dev/address"
@@ -104,7 +105,7 @@ class Proxy:
         for key, service in wanted.items():
             ports = tuple(
                 (int(port["port"]), str(port.get("name", "")), int(port.get("nodePort", 0)))
-                for port in service["spec"].get("ports", ())
+                for port in many(service["spec"], "ports")
                 if port["protocol"] == "TCP"
             )
             served = self._served.get(key)
@@ -190,12 +191,12 @@ class Proxy:
         ready: list[tuple[str, int]] = []
         serving: list[tuple[str, int]] = []
         for each in self._store.items(_SLICES, key[0]):
-            if each["metadata"].get("labels", {}).get("kubernetes.io/service-name") != key[1]:
+            if at(each["metadata"], "labels").get("kubernetes.io/service-name") != key[1]:
                 continue
-            number = next((int(it["port"]) for it in each.get("ports") or () if it.get("name", "") == name), 0)
-            for endpoint in each.get("endpoints") or () if number else ():
+            number = next((int(it["port"]) for it in many(each, "ports") if it.get("name", "") == name), 0)
+            for endpoint in many(each, "endpoints") if number else ():
                 place = (endpoint["addresses"][0], number)
-                conditions = endpoint.get("conditions") or {}
+                conditions = at(endpoint, "conditions")
                 if conditions.get("ready", True):
                     ready.append(place)
                 elif conditions.get("serving") and conditions.get("terminating"):

@@ -17,10 +17,12 @@ from gitsync.sandbox import rules
 from gitsync.sandbox.kinds import Kinds, Resource
 from gitsync.sandbox.schema import (
     Problem,
+    at,
     check,
     constraints,
     copy,
     fill_defaults,
+    many,
     missing,
     normal,
     nulls,
@@ -193,15 +195,15 @@ class Registry:
     ) -> tuple[Json, bool]:
         """Server-side apply. Returns the object and whether it was created."""
         body = copy(body)
-        metadata = body.get("metadata") if isinstance(body.get("metadata"), dict) else {}
-        given = cast("Json", metadata)
+        given = at(body, "metadata")
         kind, version = body.get("kind", resource.kind), body.get("apiVersion", resource.api_version)
         if kind != resource.kind:
             raise bad_request(f"invalid object type: {'' if '/' in version else '/'}{version}, Kind={kind}")
         if version != resource.api_version:
+            expected = resource.api_version
             raise bad_request(
-                f"the API version in the data ({version}) does not match the expected API version ({resource.api_version})"
-            )  # noqa: E501
+                f"the API version in the data ({version}) does not match the expected API version ({expected})"
+            )
         if given.get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")
         body["metadata"] = given
@@ -215,7 +217,11 @@ class Registry:
         if live is None and subresource:
             raise not_found(resource, name)
         if given.get("resourceVersion") and live is None:
-            raise conflict(resource, name, "the object has been modified; please apply your changes to the latest version and try again")  # fmt: skip  # noqa: E501
+            raise conflict(
+                resource,
+                name,
+                "the object has been modified; please apply your changes to the latest version and try again",
+            )
         if live is not None:
             self._unmodified(resource, live, given)
         who = f"({stated}/{name}; {resource.api_version}, Kind={resource.kind})"
@@ -263,19 +269,32 @@ class Registry:
         live = self.get(resource, namespace, name)
         metadata = live["metadata"]
         if how.uid and how.uid != metadata["uid"]:
-            raise conflict(resource, name, f"Precondition failed: UID in precondition: {how.uid}, UID in object meta: {metadata['uid']}")  # fmt: skip  # noqa: E501
+            raise conflict(
+                resource,
+                name,
+                f"Precondition failed: UID in precondition: {how.uid}, UID in object meta: {metadata['uid']}",
+            )
         if how.version and how.version != metadata["resourceVersion"]:
-            raise conflict(resource, name, f"Precondition failed: ResourceVersion in precondition: {how.version}, ResourceVersion in object meta: {metadata['resourceVersion']}")  # fmt: skip  # noqa: E501
+            raise conflict(
+                resource,
+                name,
+                f"Precondition failed: ResourceVersion in precondition: {how.version}, ResourceVersion in object meta: {metadata['resourceVersion']}",  # noqa: E501
+            )
         if resource.id == "namespaces" and name in ("default", "kube-system", "kube-public", "kube-node-lease"):
             details = {"name": name, "kind": "namespaces"}
-            raise Refusal(403, "Forbidden", f'namespaces "{name}" is forbidden: this namespace may not be deleted', details=details)  # fmt: skip  # noqa: E501
+            raise Refusal(
+                403,
+                "Forbidden",
+                f'namespaces "{name}" is forbidden: this namespace may not be deleted',
+                details=details,
+            )
         if how.dry_run:
             return live, True
-        finalizers = [each for each in metadata.get("finalizers", []) if each not in ("orphan", "foregroundDeletion")]
+        finalizers = [each for each in many(metadata, "finalizers") if each not in ("orphan", "foregroundDeletion")]
         if how.propagation in ("Foreground", "Orphan") and not metadata.get("deletionTimestamp"):
             finalizers.append("foregroundDeletion" if how.propagation == "Foreground" else "orphan")
         elif metadata.get("deletionTimestamp"):
-            finalizers = metadata.get("finalizers", [])
+            finalizers = many(metadata, "finalizers")
         grace = self._grace(resource, live, how)
         waits = grace > 0 or (resource.id == "namespaces")
         if not finalizers and not waits:
@@ -306,7 +325,7 @@ class Registry:
         if resource.id != "pods":
             return 0
         spec = live["spec"]
-        if not spec.get("nodeName") or live.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+        if not spec.get("nodeName") or at(live, "status").get("phase") in ("Succeeded", "Failed"):
             return 0
         return max(0, how.grace if how.grace is not None else spec.get("terminationGracePeriodSeconds", 30))
 
@@ -334,7 +353,11 @@ class Registry:
 
     def _decoded(self, resource: Resource, body: Json, options: Options) -> Json:
         """The body as the server reads it: of the right kind, without unknown fields (or refused, when strict)."""
-        if body.get("kind") not in (None, "", resource.kind) or body.get("apiVersion") not in (None, "", resource.api_version):  # fmt: skip  # noqa: E501
+        if body.get("kind") not in (None, "", resource.kind) or body.get("apiVersion") not in (
+            None,
+            "",
+            resource.api_version,
+        ):
             raise bad_request(
                 f"the object provided is unrecognized (must be of type {resource.kind}): got "
                 f"{body.get('kind')} in {body.get('apiVersion')}"
@@ -348,7 +371,7 @@ class Registry:
             raise self._invalid(resource, value["metadata"].get("name", ""), map(_type_violation, wrong))
         for each in wrong:
             go = {"integer": "int32", "object": "struct", "list": "slice", "boolean": "bool"}.get(each.expected)
-            got = {dict: "object", list: "array", bool: "bool", str: "string"}.get(type(each.got), "number")
+            got = {dict: "object", list: "array", bool: "bool", str: "string"}.get(_type(each.got), "number")
             field = ".".join(str(part) for part in each.path if not isinstance(part, int))
             why = f"json: cannot unmarshal {got} into Go struct field .{field} of type {go or each.expected}"
             if each.message:
@@ -388,9 +411,8 @@ class Registry:
             elif each.what == "type" and each.expected not in ("quantity", "int-or-string"):
                 expected = {"integer": "numeric (int or float)", "number": "numeric (int or float)", "object": "map"}
                 expected |= {"bytes": "string", "time": "string"}
-                got = {dict: "map", list: "list", bool: "boolean", str: "string", int: "int"}.get(
-                    type(each.got), "float"
-                )
+                names = {dict: "map", list: "list", bool: "boolean", str: "string", int: "int"}
+                got = names.get(_type(each.got), "float")
                 shown = f", got &{{{_go(each.got)}}}" if got in ("map", "list") else f", got {got}"
                 lines.append(f"{where}: expected {expected.get(each.expected, each.expected)}{shown}")
             elif each.message:
@@ -482,7 +504,11 @@ class Registry:
             raise Refusal(404, "NotFound", f'namespaces "{namespace}" not found', details=details)
         if found["metadata"].get("deletionTimestamp"):
             why = f"unable to create new content in namespace {namespace} because it is being terminated"
-            cause = {"reason": "NamespaceTerminating", "message": f"namespace {namespace} is being terminated", "field": "metadata.namespace"}  # fmt: skip  # noqa: E501
+            cause = {
+                "reason": "NamespaceTerminating",
+                "message": f"namespace {namespace} is being terminated",
+                "field": "metadata.namespace",
+            }
             name = metadata.get("name", "")
             details = _slim({"name": name, "group": resource.group, "kind": resource.plural, "causes": [cause]})
             raise Refusal(403, "Forbidden", f'{resource.id} "{name}" is forbidden: {why}', details=details)
@@ -494,10 +520,10 @@ class Registry:
             why = f'error looking up service account {namespace}/{account}: serviceaccount "{account}" not found'
             details = {"name": name, "kind": "pods"}
             raise Refusal(403, "Forbidden", f'{resource.id} "{name}" is forbidden: {why}', details=details)
-        secrets_of = (self.store.get("serviceaccounts", namespace, account) or {}).get("imagePullSecrets")
+        secrets_of = many(self.store.get("serviceaccounts", namespace, account) or {}, "imagePullSecrets")
         if secrets_of and not pod["spec"].get("imagePullSecrets"):
             pod["spec"]["imagePullSecrets"] = secrets_of
-        requests = [each.get("resources") or {} for each in pod["spec"]["containers"]]
+        requests = [at(each, "resources") for each in pod["spec"]["containers"]]
         guaranteed = all(
             each.get("limits") and set(each["limits"]) >= {"cpu", "memory"} and each.get("requests") == each["limits"]
             for each in requests
@@ -526,13 +552,13 @@ class Registry:
             raise self._invalid(resource, name, [rules.invalid("spec.clusterIPs", [spec["clusterIP"]], why)])
         spec["clusterIPs"] = [spec["clusterIP"]]
         if spec["type"] not in ("NodePort", "LoadBalancer"):
-            for port in spec.get("ports", ()):
+            for port in many(spec, "ports"):
                 port.pop("nodePort", None)
             if not spec.get("externalIPs"):
                 spec.pop("externalTrafficPolicy", None)
             return
-        used = {(port.get("nodePort"), port["protocol"]) for each in others for port in each.get("ports", ())}
-        ports = spec.get("ports", ())
+        used = {(port.get("nodePort"), port["protocol"]) for each in others for port in many(each, "ports")}
+        ports = many(spec, "ports")
         for index, port in enumerate(ports):
             if (number := port.get("nodePort")) and (number, port["protocol"]) in used:
                 why = "provided port is already allocated"
@@ -546,7 +572,11 @@ class Registry:
     def _unmodified(self, resource: Resource, live: Json, given: Json) -> None:
         name = live["metadata"]["name"]
         if given.get("uid") and given["uid"] != live["metadata"]["uid"]:
-            raise conflict(resource, name, f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {live['metadata']['uid']}")  # fmt: skip  # noqa: E501
+            raise conflict(
+                resource,
+                name,
+                f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {live['metadata']['uid']}",  # noqa: E501
+            )
         if given.get("resourceVersion") and given["resourceVersion"] != live["metadata"]["resourceVersion"]:
             why = "the object has been modified; please apply your changes to the latest version and try again"
             raise conflict(resource, name, why)
@@ -564,7 +594,7 @@ class Registry:
         """An update that is no apply, from the body on."""
         self._unmodified(resource, live, value["metadata"])
         given = value["metadata"].pop("managedFields", None)
-        before = ssa.decode(live["metadata"].get("managedFields", []))
+        before = ssa.decode(many(live["metadata"], "managedFields"))
         managers = before
         if given is not None and not subresource:
             try:
@@ -605,7 +635,7 @@ class Registry:
             if key in old:
                 metadata[key] = old[key]
         if old.get("deletionTimestamp"):
-            late = sorted(set(metadata.get("finalizers") or ()) - set(old.get("finalizers", ())))
+            late = sorted(set(many(metadata, "finalizers")) - set(many(old, "finalizers")))
             if late:
                 found = ", ".join(f'"{each}"' for each in late)
                 why = f"no new finalizers can be added if the object is being deleted, found new finalizers []string{{{found}}}"  # noqa: E501
@@ -693,10 +723,14 @@ def _ordered(value: Json) -> Json:
     return head | {key: each for key, each in value.items() if key not in head}
 
 
+def _type(value: object) -> type:
+    """The value's class, with no more said about it."""
+    return type(value)
+
+
 def _type_violation(problem: Problem) -> rules.Violation:
-    got = {dict: "object", list: "array", bool: "boolean", str: "string", int: "integer"}.get(
-        type(problem.got), "number"
-    )
+    names = {dict: "object", list: "array", bool: "boolean", str: "string", int: "integer"}
+    got = names.get(_type(problem.got), "number")
     expected = {"map": "object", "list": "array", "time": "string"}.get(problem.expected, problem.expected)
     if problem.got is None:
         got = "null"
@@ -748,7 +782,7 @@ def _label_job(job: Json) -> None:
 
 def _establish(definition: Json) -> None:
     spec, stamp = definition["spec"], now()
-    old = {each["type"]: each for each in definition.get("status", {}).get("conditions", [])}
+    old = {each["type"]: each for each in at(definition, "status").get("conditions", [])}
     conditions = [
         old.get(kind)
         or {"type": kind, "status": "True", "reason": reason, "message": text, "lastTransitionTime": stamp}

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from gitsync.sandbox.schema import at, many
+
 Json = dict[str, Any]
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -118,15 +120,15 @@ def _fill_container(container: Json) -> None:
         terminationMessagePolicy="File",
         resources={},
     )
-    for port in container.get("ports", ()):
+    for port in many(container, "ports"):
         _default(port, protocol="TCP")
     for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
         _fill_probe(container.get(probe))
-    for hook in (container.get("lifecycle") or {}).values():
+    for hook in at(container, "lifecycle").values():
         if isinstance(hook, dict):
             _fill_handler(cast("Json", hook))
-    for variable in container.get("env", ()):
-        if reference := (variable.get("valueFrom") or {}).get("fieldRef"):
+    for variable in many(container, "env"):
+        if reference := at(variable, "valueFrom").get("fieldRef"):
             _default(reference, apiVersion="v1")
 
 
@@ -143,15 +145,15 @@ def _fill_pod_spec(spec: Json) -> None:
         spec["serviceAccount"] = spec["serviceAccountName"]
     elif "serviceAccount" in spec:
         spec["serviceAccountName"] = spec["serviceAccount"]
-    for container in (*spec.get("initContainers", ()), *spec.get("containers", ())):
+    for container in (*many(spec, "initContainers"), *many(spec, "containers")):
         _fill_container(container)
-    for volume in spec.get("volumes", ()):
+    for volume in many(spec, "volumes"):
         if len(volume) == 1:
             volume["emptyDir"] = {}
         for source in ("configMap", "secret", "downwardAPI", "projected"):
             if volume.get(source) is not None:
                 _default(volume[source], defaultMode=420)
-        for item in (volume.get("downwardAPI") or {}).get("items", ()):
+        for item in at(volume, "downwardAPI").get("items", ()):
             if "fieldRef" in item:
                 _default(item["fieldRef"], apiVersion="v1")
 
@@ -168,7 +170,7 @@ def _fill_pod(pod: Json) -> None:
         spec, enableServiceLinks=True, serviceAccountName="default", preemptionPolicy="PreemptLowerPriority", priority=0
     )
     _fill_pod_spec(spec)
-    for container in (*spec.get("initContainers", ()), *spec.get("containers", ())):
+    for container in (*many(spec, "initContainers"), *many(spec, "containers")):
         if limits := container["resources"].get("limits"):
             container["resources"]["requests"] = limits | container["resources"].get("requests", {})
 
@@ -187,7 +189,7 @@ def _fill_deployment(deployment: Json) -> None:
 def _fill_replica_set(value: Json) -> None:
     spec = value.setdefault("spec", {})
     _default(spec, replicas=1)
-    labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels")
+    labels = at(spec, "template", "metadata").get("labels")
     if labels and "selector" not in spec:
         spec["selector"] = {"matchLabels": dict(labels)}
     _fill_template(spec)
@@ -217,7 +219,7 @@ def _fill_service(service: Json) -> None:
         _default(spec, externalTrafficPolicy="Cluster")
     if spec["type"] == "LoadBalancer":
         _default(spec, allocateLoadBalancerNodePorts=True)
-    for port in spec.get("ports", ()):
+    for port in many(spec, "ports"):
         _default(port, protocol="TCP", targetPort=port.get("port"))
 
 
@@ -229,8 +231,8 @@ def keep_service(live: Json, new: Json) -> None:
     for key in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
         if not new.get(key) and live.get(key):
             new[key] = live[key]
-    ports = {(each["port"], each["protocol"]): each.get("nodePort") for each in live.get("ports", ())}
-    for each in new.get("ports") or ():
+    ports = {(each["port"], each["protocol"]): each.get("nodePort") for each in many(live, "ports")}
+    for each in many(new, "ports"):
         kept = ports.get((each.get("port"), each.get("protocol") or "TCP"))
         if kept and kind in ("NodePort", "LoadBalancer") and not each.get("nodePort"):
             each["nodePort"] = kept
@@ -238,7 +240,9 @@ def keep_service(live: Json, new: Json) -> None:
 
 def _fill_secret(secret: Json) -> None:
     _default(secret, type="Opaque")
-    for name, text in (secret.pop("stringData", None) or {}).items():
+    plain = at(secret, "stringData")
+    secret.pop("stringData", None)
+    for name, text in plain.items():
         secret.setdefault("data", {})[name] = base64.b64encode(str(text).encode()).decode()
 
 
@@ -253,7 +257,7 @@ def _fill_autoscaler(value: Json) -> None:
 def _fill_binding(binding: Json) -> None:
     if "roleRef" in binding:
         _default(binding["roleRef"], apiGroup="rbac.authorization.k8s.io")
-    for subject in binding.get("subjects", ()):
+    for subject in many(binding, "subjects"):
         if subject.get("kind") in ("User", "Group"):
             _default(subject, apiGroup="rbac.authorization.k8s.io")
 
@@ -264,8 +268,8 @@ def _fill_definition(definition: Json) -> None:
     kind = names.get("kind", "")
     _default(names, singular=kind.lower(), listKind=f"{kind}List")
     _default(spec, conversion={"strategy": "None"})
-    for version in spec.get("versions", ()):
-        for column in version.get("additionalPrinterColumns", ()):
+    for version in many(spec, "versions"):
+        for column in many(version, "additionalPrinterColumns"):
             column.setdefault("priority", 0)
             if not column["priority"]:
                 del column["priority"]
@@ -279,7 +283,7 @@ def _fill_namespace(namespace: Json) -> None:
 
 
 def _fill_slice(value: Json) -> None:
-    for port in value.get("ports", ()):
+    for port in many(value, "ports"):
         _default(port, protocol="TCP", name="")
 
 
@@ -304,7 +308,7 @@ _DEFAULTS: dict[str, Callable[[Json], None]] = {
 
 def violations(kind: str, value: Json) -> Iterator[Violation]:
     """Reasons to refuse an object after defaulting. Missing required fields are the schema's business."""
-    metadata = value.get("metadata") or {}
+    metadata = at(value, "metadata")
     name = str(metadata.get("name", ""))
     if kind in _PATH_SEGMENT_KINDS:
         if name in (".", "..") or "/" in name or "%" in name:
@@ -315,7 +319,7 @@ def violations(kind: str, value: Json) -> Iterator[Violation]:
     elif not DNS_SUBDOMAIN.fullmatch(name) or len(name) > 253:
         yield invalid("metadata.name", name, SUBDOMAIN_RULE)
     yield from _labels(metadata.get("labels"), "metadata.labels")
-    spec = value.get("spec") or {}
+    spec = at(value, "spec")
     if kind in ("Deployment", "ReplicaSet", "Job"):
         yield from _workload(kind, spec)
     elif kind == "Pod":
@@ -323,12 +327,12 @@ def violations(kind: str, value: Json) -> Iterator[Violation]:
     elif kind == "Service":
         yield from _service(spec)
     elif kind == "Secret":
-        for key, text in (value.get("data") or {}).items():
+        for key, text in at(value, "data").items():
             try:
                 base64.b64decode(str(text), validate=True)
             except binascii.Error:
                 yield invalid(f"data[{key}]", "<redacted>", "must be base64")
-        if value["type"] == "kubernetes.io/dockerconfigjson" and ".dockerconfigjson" not in (value.get("data") or {}):
+        if value["type"] == "kubernetes.io/dockerconfigjson" and ".dockerconfigjson" not in at(value, "data"):
             yield required("data[.dockerconfigjson]")
     elif kind == "HorizontalPodAutoscaler":
         if spec.get("maxReplicas", 1) < spec.get("minReplicas", 1):
@@ -337,13 +341,13 @@ def violations(kind: str, value: Json) -> Iterator[Violation]:
         if "minAvailable" in spec and "maxUnavailable" in spec:
             yield invalid("spec", spec, "minAvailable and maxUnavailable cannot be both set")
     elif kind == "CustomResourceDefinition":
-        plural, group = (spec.get("names") or {}).get("plural", ""), spec.get("group", "")
+        plural, group = at(spec, "names").get("plural", ""), spec.get("group", "")
         if name != f"{plural}.{group}":
             yield invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group')
-        if sum(1 for each in spec.get("versions", ()) if each.get("storage")) != 1:
+        if sum(1 for each in many(spec, "versions") if each.get("storage")) != 1:
             yield invalid("spec.versions", "", "must have exactly one version marked as storage version")
-        for index, each in enumerate(spec.get("versions", ())):
-            if not (each.get("schema") or {}).get("openAPIV3Schema"):
+        for index, each in enumerate(many(spec, "versions")):
+            if not at(each, "schema").get("openAPIV3Schema"):
                 yield required(f"spec.versions[{index}].schema.openAPIV3Schema", "schemas are required")
 
 
@@ -353,7 +357,11 @@ def _labels(labels: Json | None, field: str) -> Iterator[Violation]:
         if not re.fullmatch(r"([A-Za-z0-9][-A-Za-z0-9_.]{0,61})?[A-Za-z0-9]", rest) or (
             slash and not DNS_SUBDOMAIN.fullmatch(prefix)
         ):
-            yield invalid(field, key, "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')")  # fmt: skip  # noqa: E501
+            yield invalid(
+                field,
+                key,
+                "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",  # noqa: E501
+            )
         if not _LABEL_VALUE.fullmatch(str(text)):
             why = "must be no more than 63 characters" if len(str(text)) > 63 else LABEL_VALUE_RULE
             yield invalid(field, text, why)
@@ -364,11 +372,11 @@ def selects(selector: Json | None, labels: Json | None) -> bool:
     if selector is None:
         return False
     labels = labels or {}
-    for key, text in (selector.get("matchLabels") or {}).items():
+    for key, text in at(selector, "matchLabels").items():
         if labels.get(key) != text:
             return False
-    for each in selector.get("matchExpressions") or ():
-        present, values = each["key"] in labels, each.get("values") or ()
+    for each in many(selector, "matchExpressions"):
+        present, values = each["key"] in labels, many(each, "values")
         operator = each["operator"]
         if (
             (operator == "In" and (not present or labels[each["key"]] not in values))
@@ -381,8 +389,8 @@ def selects(selector: Json | None, labels: Json | None) -> bool:
 
 
 def _workload(kind: str, spec: Json) -> Iterator[Violation]:
-    template = spec.get("template") or {}
-    labels = (template.get("metadata") or {}).get("labels")
+    template = at(spec, "template")
+    labels = at(template, "metadata").get("labels")
     for field in ("replicas", "parallelism", "completions", "backoffLimit", "minReadySeconds", "revisionHistoryLimit"):
         if isinstance(spec.get(field), int) and spec[field] < 0:
             yield invalid(f"spec.{field}", spec[field], "must be greater than or equal to 0")
@@ -391,7 +399,7 @@ def _workload(kind: str, spec: Json) -> Iterator[Violation]:
             yield invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`")
         if spec.get("selector") == {}:
             yield invalid("spec.selector", {}, f"empty selector is invalid for {kind.lower()}")
-    strategy = spec.get("strategy") or {}
+    strategy = at(spec, "strategy")
     if strategy:
         rolling = strategy.get("rollingUpdate")
         if strategy["type"] not in ("Recreate", "RollingUpdate"):
@@ -399,12 +407,18 @@ def _workload(kind: str, spec: Json) -> Iterator[Violation]:
         elif strategy["type"] == "Recreate" and rolling is not None:
             yield forbidden("spec.strategy.rollingUpdate", "may not be specified when strategy `type` is 'Recreate'")
         elif rolling and all(str(rolling[field]).rstrip("%") == "0" for field in ("maxSurge", "maxUnavailable")):
-            yield invalid("spec.strategy.rollingUpdate.maxUnavailable", rolling["maxUnavailable"], "may not be 0 when `maxSurge` is 0")  # fmt: skip  # noqa: E501
+            yield invalid(
+                "spec.strategy.rollingUpdate.maxUnavailable",
+                rolling["maxUnavailable"],
+                "may not be 0 when `maxSurge` is 0",
+            )
         if spec["progressDeadlineSeconds"] <= spec.get("minReadySeconds", 0):
-            yield invalid("spec.progressDeadlineSeconds", spec["progressDeadlineSeconds"], "must be greater than minReadySeconds")  # fmt: skip  # noqa: E501
+            yield invalid(
+                "spec.progressDeadlineSeconds", spec["progressDeadlineSeconds"], "must be greater than minReadySeconds"
+            )
     yield from _labels(labels, "spec.template.metadata.labels")
     yield from _pod_spec(template.get("spec") or {}, "spec.template.spec")
-    policy = (template.get("spec") or {}).get("restartPolicy")
+    policy = at(template, "spec").get("restartPolicy")
     if kind == "Job" and policy not in ("OnFailure", "Never"):
         yield (
             required("spec.template.spec.restartPolicy", 'valid values: "OnFailure", "Never"')
@@ -421,7 +435,7 @@ def _pod_spec(spec: Json, path: str) -> Iterator[Violation]:
     if spec.get("restartPolicy") not in ("Always", "OnFailure", "Never"):
         yield unsupported(f"{path}.restartPolicy", spec.get("restartPolicy"), ["Always", "OnFailure", "Never"])
     volumes: set[str] = set()
-    for index, volume in enumerate(spec.get("volumes", ())):
+    for index, volume in enumerate(many(spec, "volumes")):
         sources = [each for each in _VOLUME_SOURCES if each in volume]
         for each in sources[1:]:
             yield forbidden(f"{path}.volumes[{index}].{each}", "may not specify more than 1 volume type")
@@ -438,18 +452,20 @@ def _pod_spec(spec: Json, path: str) -> Iterator[Violation]:
                 yield duplicate(f"{place}.name", name)
             seen.add(name)
             if container.get("imagePullPolicy") not in ("Always", "IfNotPresent", "Never"):
-                yield unsupported(f"{place}.imagePullPolicy", container.get("imagePullPolicy"), ["Always", "IfNotPresent", "Never"])  # fmt: skip  # noqa: E501
-            for at, port in enumerate(container.get("ports", ())):
+                yield unsupported(
+                    f"{place}.imagePullPolicy", container.get("imagePullPolicy"), ["Always", "IfNotPresent", "Never"]
+                )
+            for position, port in enumerate(many(container, "ports")):
                 number = port.get("containerPort")
                 if isinstance(number, int) and not 0 < number < 65536:
                     yield invalid(
-                        f"{place}.ports[{at}].containerPort", number, "must be between 1 and 65535, inclusive"
+                        f"{place}.ports[{position}].containerPort", number, "must be between 1 and 65535, inclusive"
                     )
-            for at, mount in enumerate(container.get("volumeMounts", ())):
+            for position, mount in enumerate(many(container, "volumeMounts")):
                 if mount.get("name") not in volumes:
                     yield Violation(
                         reason="FieldValueNotFound",
-                        field=f"{place}.volumeMounts[{at}].name",
+                        field=f"{place}.volumeMounts[{position}].name",
                         message=f"Not found: {json.dumps(mount.get('name'))}",
                     )
             for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
@@ -460,11 +476,13 @@ def _pod_spec(spec: Json, path: str) -> Iterator[Violation]:
                         if handlers
                         else required(f"{place}.{probe}", "must specify a handler type")
                     )
-            resources = container.get("resources") or {}
-            for what, amount in (resources.get("requests") or {}).items():
-                limit = (resources.get("limits") or {}).get(what)
+            resources = at(container, "resources")
+            for what, amount in at(resources, "requests").items():
+                limit = at(resources, "limits").get(what)
                 if limit is not None and amount_of(amount) > amount_of(limit):
-                    yield invalid(f"{place}.resources.requests", amount, f"must be less than or equal to {what} limit of {limit}")  # fmt: skip  # noqa: E501
+                    yield invalid(
+                        f"{place}.resources.requests", amount, f"must be less than or equal to {what} limit of {limit}"
+                    )
 
 
 def amount_of(quantity: str) -> float:
@@ -486,7 +504,7 @@ def _service(spec: Json) -> Iterator[Violation]:
     kinds = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
     if spec["type"] not in kinds:
         yield unsupported("spec.type", spec["type"], kinds)
-    ports = spec.get("ports", [])
+    ports = many(spec, "ports")
     if not ports and spec["type"] != "ExternalName" and spec.get("clusterIP") != "None":
         yield required("spec.ports")
     names: set[str] = set()
@@ -508,7 +526,7 @@ def _service(spec: Json) -> Iterator[Violation]:
 
 def changes_refused(kind: str, old: Json, new: Json) -> Iterator[Violation]:
     """Reasons to refuse an update: what may not change once set."""
-    before, after = old.get("spec") or {}, new.get("spec") or {}
+    before, after = at(old, "spec"), at(new, "spec")
     immutable = "field is immutable"
     if kind in ("Deployment", "ReplicaSet") and before.get("selector") != after.get("selector"):
         yield invalid("spec.selector", after.get("selector"), immutable)
@@ -520,14 +538,14 @@ def changes_refused(kind: str, old: Json, new: Json) -> Iterator[Violation]:
         if _fixed_part(before) != _fixed_part(after):
             yield forbidden(
                 "spec",
-                "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
-                "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
+                "pod updates may not change fields other than `spec.containers[*].image`,"
+                "`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"  # noqa: E501
                 "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\n",
             )
     elif kind == "Service":
-        if before.get("clusterIP") and after.get("type") != "ExternalName" and before.get("type") != "ExternalName":
-            if after.get("clusterIP") and before["clusterIP"] != after["clusterIP"]:
-                yield invalid("spec.clusterIPs[0]", [after.get("clusterIP")], "may not change once set")
+        asked, given = after.get("clusterIP"), before.get("clusterIP")
+        if asked and given and asked != given and "ExternalName" not in (after.get("type"), before.get("type")):
+            yield invalid("spec.clusterIPs[0]", [asked], "may not change once set")
     elif kind in ("ConfigMap", "Secret"):
         if kind == "Secret" and old.get("type") != new.get("type"):
             yield invalid("type", new.get("type"), immutable)

@@ -211,13 +211,13 @@ def structural(raw: Json, *, top: bool = False) -> Schema:
         open_ = bool(raw.get("x-kubernetes-preserve-unknown-fields")) or extra is True
 
         def load() -> tuple[dict[str, Schema], frozenset[str]]:
-            fields = {name: structural(each) for name, each in (raw.get("properties") or {}).items()}
+            fields = {name: structural(each) for name, each in at(raw, "properties").items()}
             if top or raw.get("x-kubernetes-embedded-resource"):
                 fields |= {"apiVersion": STRING, "kind": STRING, "metadata": builtin("V1ObjectMeta")}
             return fields, frozenset(raw.get("required", ()))
 
         def text(field: str) -> str:
-            return str(((raw.get("properties") or {}).get(field) or {}).get("description", ""))
+            return str(at(raw, "properties", field).get("description", ""))
 
         return Schema("object", load=load, atomic=atomic, open_=open_, raw=raw, text=text)
     if kind in ("string", "integer", "number", "boolean"):
@@ -236,7 +236,7 @@ def fill_defaults(value: Any, schema: Schema) -> Any:
         return out
     if isinstance(value, list) and schema.kind == "list" and schema.item:
         return [fill_defaults(each, schema.item) for each in cast("list[Any]", value)]
-    return value
+    return cast("Any", value)
 
 
 # ---------------------------------------------------------------- checking
@@ -291,14 +291,14 @@ def check(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem]:
     if not good:
         yield Problem(what="type", path=path, expected=kind, got=value)
     elif kind == "list" and schema.item:
-        for index, each in enumerate(value):
+        for index, each in enumerate(cast("list[Any]", value)):
             yield from check(each, schema.item, (*path, index))
     elif kind == "map" and schema.item:
-        for name, each in value.items():
+        for name, each in cast("Json", value).items():
             yield from check(each, schema.item, (*path, name))
     elif kind == "object":
         fields = schema.fields
-        for name, each in value.items():
+        for name, each in cast("Json", value).items():
             if (found := fields.get(name)) is not None:
                 yield from check(each, found, (*path, name))
             elif not schema.open:
@@ -348,11 +348,11 @@ def without_nulls(value: Any, schema: Schema) -> Any:
         }
     if isinstance(value, list) and schema.item:
         return [without_nulls(each, schema.item) for each in cast("list[Any]", value)]
-    return value
+    return cast("Any", value)
 
 
 def constraints(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem]:
-    """The value rules of a custom schema: enum, pattern, bounds, lengths, formats of text, one level after the other."""
+    """The value rules of a custom schema: enum, pattern, bounds, lengths, unique items."""
     raw = schema.raw or {}
     if value is None:
         return
@@ -401,6 +401,20 @@ def constraints(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem
 # ---------------------------------------------------------------- one form of a value
 
 
+def at(value: Mapping[str, Any], *names: str) -> Json:
+    """The object below some names; ``{}`` where there is none."""
+    node: Any = value
+    for name in names:
+        node = cast("Json", node).get(name) if isinstance(node, dict) else None
+    return cast("Json", node) if isinstance(node, dict) else {}
+
+
+def many(value: Mapping[str, Any], name: str) -> list[Any]:
+    """The list under a name; ``[]`` where there is none."""
+    found = value.get(name)
+    return cast("list[Any]", found) if isinstance(found, list) else []
+
+
 def copy(value: Any) -> Any:
     """A deep copy of JSON, several times faster than ``copy.deepcopy``."""
     if isinstance(value, dict):
@@ -420,7 +434,7 @@ def prune(value: Any, schema: Schema) -> Any:
         }
     if isinstance(value, list) and schema.kind == "list" and schema.item:
         return [prune(each, schema.item) for each in cast("list[Any]", value)]
-    return value
+    return cast("Any", value)
 
 
 def normal(value: Any, schema: Schema) -> Any:
@@ -454,7 +468,7 @@ def normal(value: Any, schema: Schema) -> Any:
         return [normal(each, schema.item) for each in cast("list[Any]", value) if each is not None]
     if schema.kind == "integer" and isinstance(value, float):
         return int(value)
-    return value
+    return cast("Any", value)
 
 
 _SUFFIXES = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
@@ -463,7 +477,7 @@ _BINARY = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}
 
 @cache
 def quantity(value: str | int | float) -> str:
-    """A resource quantity in Kubernetes' canonical form: "1000m" → "1", "1024Mi" → "1Gi". ``ValueError`` if it is none."""
+    """A resource quantity in Kubernetes' canonical form: "1000m" → "1", "1024Mi" → "1Gi". ``ValueError`` if none."""
     found = re.fullmatch(r"([+-]?[0-9.]+)(?:([KMGTPE]i)|([numkMGTPE]?)|[eE]([+-]?[0-9]+))", str(value))
     try:
         number = Decimal(found[1]) if found else Decimal("nan")

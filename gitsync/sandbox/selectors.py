@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from gitsync.sandbox.schema import at
+
 Json = dict[str, Any]
 Test = Callable[[Json], bool]
 
@@ -32,12 +34,12 @@ class BadSelector(Exception):
 
 def by_labels(text: str) -> Test:
     tests: list[tuple[str, str, set[str]]] = []
-    at = 0
-    while at < len(text):
-        found = _TERM.match(text, at)
-        if found is None or found.end() == at:
-            raise BadSelector(f"unable to parse requirement: found '{text[at:]}', expected: identifier")
-        at = found.end()
+    begin = 0
+    while begin < len(text):
+        found = _TERM.match(text, begin)
+        if found is None or found.end() == begin:
+            raise BadSelector(f"unable to parse requirement: found '{text[begin:]}', expected: identifier")
+        begin = found.end()
         if found["set"]:
             tests.append((found["set"], found["op"], {each.strip() for each in found["values"].split(",")}))
         elif found["key"]:
@@ -46,7 +48,7 @@ def by_labels(text: str) -> Test:
             tests.append((found["exists"], "absent" if found["absent"] else "exists", set()))
 
     def test(value: Json) -> bool:
-        labels = value["metadata"].get("labels") or {}
+        labels = at(value["metadata"], "labels")
         for key, operator, values in tests:
             present = key in labels
             if not {
@@ -73,10 +75,8 @@ def by_fields(text: str, kind: str) -> Test:
 
     def test(value: Json) -> bool:
         for path, wanted, equal in tests:
-            node: Any = value
-            for part in path:
-                node = node.get(part) if isinstance(node, dict) else None  # pyright: ignore[reportUnknownMemberType]
-            if (("" if node is None else str(node)) == wanted) is not equal:  # pyright: ignore[reportUnknownArgumentType]
+            node = at(value, *path[:-1]).get(path[-1])
+            if (("" if node is None else str(node)) == wanted) is not equal:
                 return False
         return True
 

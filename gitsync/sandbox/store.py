@@ -35,7 +35,7 @@ class Event:
 class Store:
     """``resource`` is plural.group, e.g. ``deployments.apps``; the core group's have no dot."""
 
-    def __init__(self, *, history: int = 10_000) -> None:
+    def __init__(self, *, history: int = 2_000) -> None:
         """``history``: how many writes a watch can go back before it gets ``Expired``."""
         self.revision = 1
         self._objects: dict[str, dict[Key, Json]] = {}

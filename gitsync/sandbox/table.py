@@ -1,4 +1,4 @@
-"""What ``kubectl get`` prints: the server-side Table of each kind, and the columns that a custom resource declares. Pure."""
+"""What ``kubectl get`` prints: the table of each kind, and the columns that a custom resource declares. Pure."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from gitsync.sandbox.kinds import Resource
+from gitsync.sandbox.schema import at, many
 
 Json = dict[str, Any]
 _Cell = str | int | bool
@@ -39,11 +40,11 @@ def _age(value: Json) -> str:
 
 
 def _status(value: Json, *names: str) -> list[_Cell]:
-    return [cast("_Cell", (value.get("status") or {}).get(name, 0)) for name in names]
+    return [cast("_Cell", at(value, "status").get(name, 0)) for name in names]
 
 
 def _containers(spec: Json) -> list[_Cell]:
-    containers = spec.get("containers", [])
+    containers = many(spec, "containers")
     return [",".join(each["name"] for each in containers), ",".join(each.get("image", "") for each in containers)]
 
 
@@ -56,29 +57,29 @@ def pod_reason(pod: Json) -> str:
     """The STATUS of a pod as people know it: Running, CrashLoopBackOff, Init:0/1, Terminating, …"""
     status = pod.get("status", {})
     reason = status.get("reason") or status.get("phase", "Unknown")
-    inits = status.get("initContainerStatuses", [])
+    inits = many(status, "initContainerStatuses")
     for index, each in enumerate(inits):
         state = each.get("state", {})
-        if state.get("terminated", {}).get("exitCode") == 0:
+        if at(state, "terminated").get("exitCode") == 0:
             continue
-        waiting = state.get("waiting", {}).get("reason", "")
-        terminated = state.get("terminated", {}).get("reason", "")
+        waiting = at(state, "waiting").get("reason", "")
+        terminated = at(state, "terminated").get("reason", "")
         shown = terminated or (waiting if waiting != "PodInitializing" else "") or f"{index}/{len(inits)}"
         reason = f"Init:{shown}"
         break
     else:
         running = False
-        for each in status.get("containerStatuses", []):
+        for each in many(status, "containerStatuses"):
             state = each.get("state", {})
             running = running or (bool(each.get("ready")) and "running" in state)
-            reason = state.get("waiting", {}).get("reason") or state.get("terminated", {}).get("reason") or reason
+            reason = at(state, "waiting").get("reason") or at(state, "terminated").get("reason") or reason
         if reason == "Completed" and running:
             reason = "Running"
     return "Terminating" if pod["metadata"].get("deletionTimestamp") else str(reason)
 
 
 def _pod(pod: Json) -> list[_Cell]:
-    statuses = pod.get("status", {}).get("containerStatuses", [])
+    statuses = at(pod, "status").get("containerStatuses", [])
     ready = f"{sum(1 for each in statuses if each.get('ready'))}/{len(pod['spec']['containers'])}"
     restarts = sum(each.get("restartCount", 0) for each in statuses)
     spec, status = pod["spec"], pod.get("status", {})
@@ -90,14 +91,22 @@ def _service(service: Json) -> list[_Cell]:
     spec = service["spec"]
     ports = ",".join(
         f"{each['port']}{':' + str(each['nodePort']) if each.get('nodePort') else ''}/{each['protocol']}"
-        for each in spec.get("ports", [])
+        for each in many(spec, "ports")
     )
-    ingress = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
-    external = [*(each.get("ip") or each.get("hostname", "") for each in ingress), *spec.get("externalIPs", [])]
+    ingress = at(service, "status").get("loadBalancer", {}).get("ingress", [])
+    external = [*(each.get("ip") or each.get("hostname", "") for each in ingress), *many(spec, "externalIPs")]
     shown = (
         spec.get("externalName") or ",".join(external) or ("<pending>" if spec["type"] == "LoadBalancer" else "<none>")
     )
-    return [_name(service), spec["type"], spec.get("clusterIP", "<none>"), shown, ports or "<none>", _age(service), _selector(spec.get("selector"))]  # fmt: skip  # noqa: E501
+    return [
+        _name(service),
+        spec["type"],
+        spec.get("clusterIP", "<none>"),
+        shown,
+        ports or "<none>",
+        _age(service),
+        _selector(spec.get("selector")),
+    ]
 
 
 def _deployment(value: Json) -> list[_Cell]:
@@ -120,12 +129,20 @@ def _replica_set(value: Json) -> list[_Cell]:
 
 def _job(value: Json) -> list[_Cell]:
     spec, status = value["spec"], value.get("status", {})
-    true = {each["type"] for each in status.get("conditions", []) if each["status"] == "True"}
+    true = {each["type"] for each in many(status, "conditions") if each["status"] == "True"}
     shown = next((each for each in ("Complete", "Failed", "Suspended") if each in true), "Running")
     done = f"{status.get('succeeded', 0)}/{spec.get('completions', 1)}"
     started, ended = status.get("startTime"), status.get("completionTime")
     took = age(started, datetime.fromisoformat(ended) if ended else None) if started else ""
-    return [_name(value), shown, done, took, _age(value), *_containers(spec["template"]["spec"]), _selector(spec.get("selector"))]  # fmt: skip  # noqa: E501
+    return [
+        _name(value),
+        shown,
+        done,
+        took,
+        _age(value),
+        *_containers(spec["template"]["spec"]),
+        _selector(spec.get("selector")),
+    ]
 
 
 def _event(value: Json) -> list[_Cell]:
@@ -138,23 +155,30 @@ def _event(value: Json) -> list[_Cell]:
 def _endpoints(value: Json) -> list[_Cell]:
     found = [
         f"{address['ip']}:{port['port']}"
-        for subset in value.get("subsets", [])
-        for address in subset.get("addresses", [])
-        for port in subset.get("ports", [])
+        for subset in many(value, "subsets")
+        for address in many(subset, "addresses")
+        for port in many(subset, "ports")
     ]
     return [_name(value), ",".join(found) or "<none>", _age(value)]
 
 
 def _slice(value: Json) -> list[_Cell]:
-    ports = ",".join(str(each.get("port", "")) for each in value.get("ports") or []) or "<unset>"
-    ips = ",".join(ip for each in value.get("endpoints") or [] for ip in each["addresses"]) or "<unset>"
+    ports = ",".join(str(each.get("port", "")) for each in many(value, "ports")) or "<unset>"
+    ips = ",".join(ip for each in many(value, "endpoints") for ip in each["addresses"]) or "<unset>"
     return [_name(value), value["addressType"], ports, ips, _age(value)]
 
 
 def _autoscaler(value: Json) -> list[_Cell]:
     spec, target = value["spec"], value["spec"]["scaleTargetRef"]
     bounds: list[_Cell] = [spec.get("minReplicas", 1), spec["maxReplicas"]]
-    return [_name(value), f"{target['kind']}/{target['name']}", "<unknown>", *bounds, *_status(value, "currentReplicas"), _age(value)]  # fmt: skip  # noqa: E501
+    return [
+        _name(value),
+        f"{target['kind']}/{target['name']}",
+        "<unknown>",
+        *bounds,
+        *_status(value, "currentReplicas"),
+        _age(value),
+    ]
 
 
 def _budget(value: Json) -> list[_Cell]:
@@ -177,7 +201,7 @@ _TABLES: dict[str, tuple[str, Callable[[Json], Sequence[_Cell]]]] = {
     "EndpointSlice": ("Name AddressType Ports Endpoints Age", _slice),
     "HorizontalPodAutoscaler": ("Name Reference Targets MinPods MaxPods Replicas Age", _autoscaler),
     "PodDisruptionBudget": ("Name Min_Available Max_Unavailable Allowed_Disruptions Age", _budget),
-    "Namespace": ("Name Status Age", lambda it: [_name(it), it.get("status", {}).get("phase", ""), _age(it)]),
+    "Namespace": ("Name Status Age", lambda it: [_name(it), at(it, "status").get("phase", ""), _age(it)]),
     "Node": (
         "Name Status Roles Age Version",
         lambda it: [_name(it), "Ready", "<none>", _age(it), it["status"]["nodeInfo"]["kubeletVersion"]],
@@ -185,10 +209,10 @@ _TABLES: dict[str, tuple[str, Callable[[Json], Sequence[_Cell]]]] = {
     "ConfigMap": (
         "Name Data Age",
         lambda it: [_name(it), len(it.get("data", {})) + len(it.get("binaryData", {})), _age(it)],
-    ),  # fmt: skip  # noqa: E501
+    ),
     "Secret": ("Name Type Data Age", lambda it: [_name(it), it.get("type", ""), len(it.get("data", {})), _age(it)]),
-    "ServiceAccount": ("Name Secrets Age", lambda it: [_name(it), len(it.get("secrets", [])), _age(it)]),
-    "Lease": ("Name Holder Age", lambda it: [_name(it), it.get("spec", {}).get("holderIdentity", ""), _age(it)]),
+    "ServiceAccount": ("Name Secrets Age", lambda it: [_name(it), len(many(it, "secrets")), _age(it)]),
+    "Lease": ("Name Holder Age", lambda it: [_name(it), at(it, "spec").get("holderIdentity", ""), _age(it)]),
     "RoleBinding": (
         "Name Role Age",
         lambda it: [_name(it), f"{it['roleRef']['kind']}/{it['roleRef']['name']}", _age(it)],
@@ -196,7 +220,7 @@ _TABLES: dict[str, tuple[str, Callable[[Json], Sequence[_Cell]]]] = {
     "ClusterRoleBinding": (
         "Name Role Age",
         lambda it: [_name(it), f"{it['roleRef']['kind']}/{it['roleRef']['name']}", _age(it)],
-    ),  # fmt: skip  # noqa: E501
+    ),
     "Role": ("Name Created_At", lambda it: [_name(it), it["metadata"]["creationTimestamp"]]),
     "ClusterRole": ("Name Created_At", lambda it: [_name(it), it["metadata"]["creationTimestamp"]]),
     "CustomResourceDefinition": ("Name Created_At", lambda it: [_name(it), it["metadata"]["creationTimestamp"]]),
@@ -219,7 +243,7 @@ def table(resource: Resource, items: Iterable[Json], version: str, include: str 
             for each in declared
         ]  # fmt: skip
 
-        def cells(value: Json) -> Sequence[_Cell | None]:
+        def cells(value: Json, /) -> Sequence[_Cell | None]:
             return [_name(value), *(_printed(value, each) for each in declared)]
     else:
         names, row = _TABLES.get(resource.kind, ("Name Age", lambda it: [_name(it), _age(it)]))
@@ -232,7 +256,13 @@ def table(resource: Resource, items: Iterable[Json], version: str, include: str 
             shown = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": value["metadata"]}
         rows.append({"cells": cells(value), "object": None if include == "None" else shown})
     metadata = {"resourceVersion": version}
-    return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": columns, "rows": rows}  # fmt: skip  # noqa: E501
+    return {
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": metadata,
+        "columnDefinitions": columns,
+        "rows": rows,
+    }
 
 
 def _printed(value: Json, column: Json) -> _Cell | None:

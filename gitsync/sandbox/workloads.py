@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from gitsync.sandbox.schema import at, many
+
 Json = dict[str, Any]
 HASH_LABEL = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"
@@ -26,12 +28,15 @@ def template_hash(template: Json) -> str:
 def bare_template(replica_set: Json) -> Json:
     """A ReplicaSet's pod template as its Deployment wrote it."""
     template = replica_set["spec"]["template"]
-    labels = {key: each for key, each in template["metadata"].get("labels", {}).items() if key != HASH_LABEL}
+    labels = {key: each for key, each in at(template["metadata"], "labels").items() if key != HASH_LABEL}
     return template | {"metadata": template["metadata"] | {"labels": labels}}
 
 
 def condition(value: Json, kind: str) -> Json:
-    return next((each for each in value.get("status", {}).get("conditions", []) if each["type"] == kind), {})
+    for each in many(at(value, "status"), "conditions"):
+        if each["type"] == kind:
+            return each
+    return {}
 
 
 def is_true(value: Json, kind: str) -> bool:
@@ -39,7 +44,7 @@ def is_true(value: Json, kind: str) -> bool:
 
 
 def active(pod: Json) -> bool:
-    return not pod["metadata"].get("deletionTimestamp") and pod.get("status", {}).get("phase") not in (
+    return not pod["metadata"].get("deletionTimestamp") and at(pod, "status").get("phase") not in (
         "Succeeded",
         "Failed",
     )
@@ -80,7 +85,7 @@ def deletion_order(pods: Iterable[Json]) -> list[Json]:
 
     def rank(pod: Json) -> tuple[bool, bool, bool, int, str]:
         status = pod.get("status", {})
-        restarts = sum(each.get("restartCount", 0) for each in status.get("containerStatuses", []))
+        restarts = sum(each.get("restartCount", 0) for each in many(status, "containerStatuses"))
         ready = is_true(pod, "Ready")
         return (
             bool(pod["spec"].get("nodeName")),
@@ -123,17 +128,17 @@ def roll(deployment: Json, new: Json, old: Sequence[Json], *, old_pods_alive: bo
     if sizes:
         return Scaling(sizes)
     floor = wanted - unavailable
-    room = total - floor - (size - new.get("status", {}).get("availableReplicas", 0))
+    room = total - floor - (size - at(new, "status").get("availableReplicas", 0))
     if room <= 0:
         return Scaling({})
     left = {each["metadata"]["name"]: each["spec"]["replicas"] for each in old}
     # Pods of old ReplicaSets that serve nobody go first: they are no loss.
     for each in _oldest_first(old):
-        idle = each["spec"]["replicas"] - each.get("status", {}).get("availableReplicas", 0)
+        idle = each["spec"]["replicas"] - at(each, "status").get("availableReplicas", 0)
         step = min(room, max(0, idle))
         left[each["metadata"]["name"]] -= step
         room -= step
-    serving = sum(each.get("status", {}).get("availableReplicas", 0) for each in (new, *old))
+    serving = sum(at(each, "status").get("availableReplicas", 0) for each in (new, *old))
     spare = serving - floor
     for each in _oldest_first(old):
         step = min(max(0, spare), left[each["metadata"]["name"]])
@@ -148,7 +153,7 @@ def _oldest_first(replica_sets: Iterable[Json]) -> list[Json]:
 
 
 def revision_of(value: Json) -> int:
-    return int(value["metadata"].get("annotations", {}).get(REVISION, 0))
+    return int(at(value["metadata"], "annotations").get(REVISION, 0))
 
 
 def conditions(old: Sequence[Json], now: str, *wanted: tuple[str, str, str, str], progress: bool = False) -> list[Json]:

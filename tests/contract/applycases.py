@@ -37,7 +37,7 @@ WIDGET_DEFINITION: Json = {
                 "subresources": {
                     "status": {},
                     "scale": {"specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size"},
-                },  # noqa: E501
+                },
                 "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}],
                 "schema": {
                     "openAPIV3Schema": {
@@ -84,7 +84,7 @@ WIDGET_DEFINITION: Json = {
                             "status": {
                                 "type": "object",
                                 "properties": {"size": {"type": "integer"}, "note": {"type": "string"}},
-                            },  # noqa: E501
+                            },
                         },
                     }
                 },
@@ -156,12 +156,15 @@ def _deployment(rng: random.Random, *, full: bool) -> Json:
     if full:
         spec |= {"paused": True, "selector": {"matchLabels": {"app": "x"}}}
         template |= {"metadata": {"labels": {"app": "x"}}}
-    pod: Json = {"containers": [_container(rng, name, full=full) for name in chosen]} if chosen else {}
-    mounted = any(each.get("volumeMounts") for each in pod.get("containers", []))
+    containers = [_container(rng, name, full=full) for name in chosen]
+    pod: Json = {"containers": containers} if chosen else {}
+    mounted = any(each.get("volumeMounts") for each in containers)
     if mounted or rng.random() < 0.3:
-        pod["volumes"] = [rng.choice([{"name": "v", "emptyDir": {}}, {"name": "v", "configMap": {"name": "c"}}])]
+        sources: list[Json] = [{"emptyDir": {}}, {"configMap": {"name": "c"}}]
+        volumes = [{"name": "v"} | rng.choice(sources)]
         if rng.random() < 0.3:
-            pod["volumes"].append({"name": "w", "emptyDir": {"medium": "Memory"}})
+            volumes.append({"name": "w", "emptyDir": {"medium": "Memory"}})
+        pod["volumes"] = volumes
     options: list[Json] = [
         {"tolerations": [{"key": rng.choice("kl"), "operator": "Exists"}]},
         {"nodeSelector": rng.choice([{"a": "1"}, {"b": "1"}, {"a": "1", "b": "1"}])},
@@ -316,7 +319,7 @@ def _named_cases() -> list[Json]:
         node: Any = out
         *parents, last = path.split(".")
         for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+            node = node[int(part)] if part.isdigit() else node.setdefault(part, {})
         if value is ...:
             del node[last]
         else:
@@ -325,7 +328,7 @@ def _named_cases() -> list[Json]:
 
     env = "spec.template.spec.containers.0.env"
     scale = _head("Deployment") | {"spec": {"replicas": 5}}
-    cases = {
+    cases: dict[str, list[Json]] = {
         "ownership of what is sent alone": [_apply("m1", base)],
         "the same again changes nothing": [_apply("m1", base), _apply("m1", base)],
         "another value conflicts": [_apply("m1", base), _apply("m2", scale)],
@@ -358,7 +361,7 @@ def _named_cases() -> list[Json]:
                 "do": "merge",
                 "manager": "u1",
                 "body": {"spec": {"template": {"spec": {"containers": [
-                    {"name": "web", "image": "i:1", "env": [{"name": "A", "value": "1"}]}, {"name": "side", "image": "s:1"},
+                    {"name": "web", "image": "i:1", "env": [{"name": "A", "value": "1"}]}, {"name": "side", "image": "s:1"},  # noqa: E501
                 ]}}}},
             },
             _apply("m1", with_("spec.template.spec.containers.0.image", "i:2"), force=True),
@@ -382,7 +385,7 @@ def _named_cases() -> list[Json]:
             _apply("m2", with_("spec.template.spec.containers.0.command", ["a"]), force=True),
             _apply("m1", with_("spec.template.spec.containers.0.command", ["a", "b"])),
         ],
-        "a new selector is refused": [_apply("m1", base), _apply("m1", with_("spec.selector.matchLabels", {"app": "y"}))],
+        "a new selector is refused": [_apply("m1", base), _apply("m1", with_("spec.selector.matchLabels", {"app": "y"}))],  # noqa: E501
         "several conflicts at once": [
             _apply("m1", base),
             _apply("m2", with_("spec.replicas", 9)),
@@ -451,9 +454,7 @@ def _named_cases() -> list[Json]:
     }  # fmt: skip
     found: list[Json] = []
     for name, steps in cases.items():
-        kind = next(
-            each["body"].get("kind") for each in steps if isinstance(each["body"], dict) and "kind" in each["body"]
-        )
+        kind = next(each["body"]["kind"] for each in steps if "kind" in each["body"])
         found.append({"name": name, "kind": "ConfigMap" if kind == "Secret" else kind, "steps": steps})
     return found
 
@@ -492,8 +493,9 @@ async def play(api: Api, case: Json) -> list[Json]:
 def reduced(answer: Answer, namespace: str) -> Json:
     body = answer.body
     if body.get("kind") == "Status":
-        causes = (body.get("details") or {}).get("causes") or []
-        shown = {"code": answer.code, "reason": answer.reason}
+        details: Json = body.get("details") or {}
+        causes: list[dict[str, str]] = details.get("causes") or []
+        shown: Json = {"code": answer.code, "reason": answer.reason}
         if causes:
             shown["causes"] = sorted(causes, key=lambda each: sorted(each.items()))
         if len(causes) < 2 or answer.code == 409:  # the order in which a validation names several is no promise

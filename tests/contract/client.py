@@ -3,7 +3,7 @@
 import base64
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +67,13 @@ class Api:
         *,
         media: str = "application/json",
         headers: Mapping[str, str] | None = None,
-        **query: str,
+        query: Mapping[str, str] | None = None,
     ) -> Answer:
         data = body if isinstance(body, (bytes, type(None))) else orjson.dumps(body)
         sent = {"Content-Type": media, "User-Agent": "contract/1", **(headers or {})}
-        async with self._session.request(method, self.url + path, data=data, headers=sent, params=query) as response:
+        async with self._session.request(
+            method, self.url + path, data=data, headers=sent, params=query or {}
+        ) as response:
             raw = await response.read()
             try:
                 found: Any = orjson.loads(raw)
@@ -81,26 +83,26 @@ class Api:
             return Answer(response.status, known, response.headers, raw.decode(errors="replace"))
 
     async def get(self, path: str, **query: str) -> Answer:
-        return await self.request("GET", path, **query)
+        return await self.request("GET", path, query=query)
 
     async def post(self, path: str, body: Json, **query: str) -> Answer:
-        return await self.request("POST", path, body, **query)
+        return await self.request("POST", path, body, query=query)
 
     async def put(self, path: str, body: Json, **query: str) -> Answer:
-        return await self.request("PUT", path, body, **query)
+        return await self.request("PUT", path, body, query=query)
 
     async def patch(self, path: str, body: Any, media: str = MERGE, **query: str) -> Answer:
-        return await self.request("PATCH", path, body, media=media, **query)
+        return await self.request("PATCH", path, body, media=media, query=query)
 
     async def delete(self, path: str, body: Json | None = None, **query: str) -> Answer:
-        return await self.request("DELETE", path, body, **query)
+        return await self.request("DELETE", path, body, query=query)
 
     async def apply(self, path: str, body: Json, manager: str, *, force: bool = False, **query: str) -> Answer:
-        more = {"force": "true"} if force else {}
-        return await self.request("PATCH", path, body, media=APPLY, fieldManager=manager, **more, **query)
+        query |= {"fieldManager": manager} | ({"force": "true"} if force else {})
+        return await self.request("PATCH", path, body, media=APPLY, query=query)
 
     @asynccontextmanager
-    async def watch(self, path: str, **query: str) -> AsyncIterator[AsyncIterator[Json]]:
+    async def watch(self, path: str, **query: str) -> AsyncGenerator[AsyncIterator[Json]]:
         """The events of one watch, decoded; ends when the server ends it."""
         params = {"watch": "1", "timeoutSeconds": "30", **query}
         async with self._session.get(self.url + path, params=params) as response:
@@ -144,13 +146,13 @@ class Access:
                     files = [Path(scratch) / name for name in ("certificate", "key")]
                     for file, key in zip(files, ("client-certificate-data", "client-key-data"), strict=True):
                         file.write_bytes(base64.b64decode(user[key]))
-                    tls.load_cert_chain(*files)
+                    tls.load_cert_chain(files[0], files[1])
             elif "client-certificate" in user:
                 tls.load_cert_chain(path.parent / user["client-certificate"], path.parent / user["client-key"])
         return cls(url=cluster["server"].rstrip("/"), headers=headers, tls=tls)
 
     @asynccontextmanager
-    async def connect(self, namespace: str) -> AsyncIterator[Api]:
+    async def connect(self, namespace: str) -> AsyncGenerator[Api]:
         """A client with a new namespace of that name, which goes with it."""
         connector = aiohttp.TCPConnector(ssl=self.tls)
         timeout = aiohttp.ClientTimeout(total=60)

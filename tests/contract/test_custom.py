@@ -48,13 +48,13 @@ async def test_defaults_and_pruning(api: Api, widgets: str) -> None:
     [
         ({"size": 10}, "FieldValueInvalid", "spec.size", "should be less than or equal to 9"),
         ({"size": 0}, "FieldValueInvalid", "spec.size", "should be greater than or equal to 1"),
-        ({"mode": "idle"}, "FieldValueNotSupported", "spec.mode", 'Unsupported value: "idle": supported values: "fast", "slow"'),
+        ({"mode": "idle"}, "FieldValueNotSupported", "spec.mode", 'Unsupported value: "idle": supported values: "fast", "slow"'),  # noqa: E501
         ({"code": "A1"}, "FieldValueInvalid", "spec.code", "should match '^[a-z]+$'"),
         ({"title": "x" * 21}, "FieldValueTooLong", "spec.title", "Too long: may not be more than 20 bytes"),
         ({"size": "big"}, "FieldValueTypeInvalid", "spec.size", "must be of type integer"),
         ({"parts": [{"value": "1"}]}, "FieldValueRequired", "spec.parts[0].name", "Required value"),
         ({"tags": ["a", "a"]}, "FieldValueDuplicate", "spec.tags[1]", 'Duplicate value: "a"'),
-        ({"parts": [{"name": "a"}, {"name": "a"}]}, "FieldValueDuplicate", "spec.parts[1]", 'Duplicate value: {"name":"a"}'),
+        ({"parts": [{"name": "a"}, {"name": "a"}]}, "FieldValueDuplicate", "spec.parts[1]", 'Duplicate value: {"name":"a"}'),  # noqa: E501
     ],
 )  # fmt: skip
 async def test_the_schema_is_enforced(

@@ -1,4 +1,4 @@
-"""Reading and writing objects: codes, reasons and what the server adds. One behaviour that gitsync relies on per test."""
+"""Reading and writing objects: codes, reasons and what the server adds. One behaviour that gitsync relies on per test."""  # noqa: E501
 
 import asyncio
 import base64
@@ -198,7 +198,7 @@ async def test_strict_validation_names_unknown_fields(api: Api) -> None:
     strict = await api.post(path, body, fieldValidation="Strict")
     assert_status(strict, 400, "BadRequest")
     assert strict.message == (
-        'Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.replica"'
+        'Deployment in version "v1" cannot be handled as a Deployment: strict decoding error: unknown field "spec.replica"'  # noqa: E501
     )
     warned = await api.post(path, body, fieldValidation="Warn")
     assert warned.code == 201

@@ -1,0 +1,165 @@
+"""The sandbox itself: what it leaves behind (nothing), what it finds of a killed one, and how it works elsewhere."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gitsync.sandbox import Sandbox, serve
+from gitsync.sandbox.engine import OWNER_LABEL, find
+from gitsync.sandbox.sandbox import SandboxError
+from tests.contract.client import Access
+from tests.sandbox.conftest import Cluster, deployment, service, start
+
+Json = dict[str, Any]
+
+
+def containers(owner: Path) -> list[str]:
+    """Containers of a sandbox that exist, running or not."""
+    command = [find(), "ps", "--all", "--quiet", "--filter", f"label={OWNER_LABEL}={owner}"]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+
+
+async def test_stopping_leaves_nothing(image: str, tmp_path: Path) -> None:
+    before = {line for line in _mounts_and_rules() if "overlay" in line or "NETAVARK" in line}
+    async with start(tmp_path) as sandbox, Access.read(sandbox.kubeconfig).connect("leaves") as api:
+        cluster = Cluster(sandbox, api)
+        await cluster.apply(
+            deployment("web", image, "exec httpd -f -p 8000 -h /tmp", replicas=2), service("web", 18400, 8000)
+        )
+        await cluster.rolled_out("web")
+        address = sandbox.service_address("leaves", "web", 18400)
+        assert len(containers(tmp_path)) == 2
+    assert containers(tmp_path) == []
+    assert list((tmp_path / "pods").glob("*")) == []
+    assert {line for line in _mounts_and_rules() if "overlay" in line or "NETAVARK" in line} <= before
+    with pytest.raises(aiohttp.ClientConnectorError):
+        async with aiohttp.ClientSession() as session:
+            await session.get(f"http://{address}/")
+
+
+def _mounts_and_rules() -> list[str]:
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    for tool in ("iptables-save", "nft"):
+        arguments = [tool] if tool == "iptables-save" else [tool, "list", "ruleset"]
+        try:
+            lines += subprocess.run(arguments, capture_output=True, text=True, check=False).stdout.splitlines()
+        except FileNotFoundError:
+            continue
+    return lines
+
+
+async def test_a_killed_sandbox_is_cleaned_up_by_the_next(image: str, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    script = f"""
+import asyncio
+from pathlib import Path
+from gitsync.sandbox import Sandbox
+from tests.contract.client import Access
+from tests.sandbox.conftest import Cluster, deployment
+
+async def main():
+    async with Sandbox(data_dir=Path({str(killed)!r}), egress=False) as sandbox:
+        async with Access.read(sandbox.kubeconfig).connect("killed") as api:
+            cluster = Cluster(sandbox, api)
+            await cluster.apply(deployment("web", {image!r}, "sleep 600"))
+            await cluster.rolled_out("web")
+            print("up", flush=True)
+            await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout
+    async with asyncio.timeout(60):
+        assert await process.stdout.readline() == b"up\n"
+    assert len(containers(killed)) == 1
+    async with start(tmp_path / "neighbour"):  # somebody else's start leaves the living alone
+        assert len(containers(killed)) == 1
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+        assert len(containers(killed)) == 1
+    async with start(tmp_path / "next"):
+        assert containers(killed) == []
+
+
+async def test_a_directory_belongs_to_one_sandbox(tmp_path: Path) -> None:
+    async with start(tmp_path, engine="none"):
+        with pytest.raises(SandboxError, match="another sandbox uses"):
+            await start(tmp_path, engine="none").__aenter__()
+    async with start(tmp_path, engine="none"):
+        pass
+
+
+async def test_published_ports_serve_where_namespaces_cannot_be_made(image: str, tmp_path: Path) -> None:
+    """As on a Mac, or rootless: containers publish on loopback, Services reach them there, and each other by the host."""  # noqa: E501
+    async with (
+        start(tmp_path, namespaces=False) as sandbox,
+        Access.read(sandbox.kubeconfig).connect("published") as api,
+    ):
+        cluster = Cluster(sandbox, api)
+        probe = {"httpGet": {"port": 8000}, "periodSeconds": 1}
+        serves = "echo published > /tmp/index.html; exec httpd -f -p 8000 -h /tmp"
+        await cluster.apply(service("web", 18401, 8000), deployment("web", image, serves, readinessProbe=probe))
+        await cluster.rolled_out("web")
+        address = sandbox.service_address("published", "web", 18401)
+        async with aiohttp.ClientSession() as session, session.get(f"http://{address}/") as response:
+            assert (await response.text()).strip() == "published"
+        silent = deployment(
+            "silent", image, "sleep 300", readinessProbe={"tcpSocket": {"port": 8000}, "periodSeconds": 1}
+        )
+        ask = {"name": "ask", "image": image, "command": ["sh", "-c", "wget -qO- http://web:18401/"]}
+        job = {"restartPolicy": "Never", "containers": [ask]}
+        await cluster.apply(
+            silent, {"kind": "Job", "metadata": {"name": "ask"}, "spec": {"template": {"spec": job}, "backoffLimit": 0}}
+        )
+        await cluster.until("jobs", "ask", lambda it: it.get("status", {}).get("succeeded"), "batch/v1")
+        assert await cluster.kubectl("logs", "job/ask") == "published\n"
+        found = await cluster.get("deployments", "silent", "apps/v1")
+        assert found["status"].get("availableReplicas", 0) == 0  # the engine's forwarder accepts; nobody listens
+
+
+async def test_a_web_page_cannot_use_it(tmp_path: Path) -> None:
+    async with start(tmp_path, engine="none") as sandbox, aiohttp.ClientSession() as session:
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            async with session.get(f"{sandbox.url}/api/v1/pods", headers=headers) as response:
+                assert response.status == 403
+        assert oct((tmp_path / "kubeconfig").stat().st_mode)[-3:] == "600"
+
+
+async def test_a_slow_watch_is_told_to_list_again(tmp_path: Path) -> None:
+    async with start(tmp_path, engine="none") as sandbox, Access.read(sandbox.kubeconfig).connect("slow") as api:
+        path = api.path("v1", "configmaps")
+        version = (await api.get(path)).body["metadata"]["resourceVersion"]
+        async with api.watch(path, resourceVersion=version) as events:
+            await api.post(path, {"metadata": {"name": "a"}})
+            async with asyncio.timeout(10):
+                assert (await anext(events))["type"] == "ADDED"
+        sandbox.store.compact()
+        answer = await api.get(path, watch="1", resourceVersion=version)
+        assert (answer.code, answer.reason) == (410, "Expired")
+        assert "too old resource version" in answer.message
+
+
+async def test_serve_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    stop = asyncio.Event()
+    started: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
+    path = tmp_path / "config" / "kube"
+    work = asyncio.create_task(
+        serve(kubeconfig_path=path, data_dir=tmp_path / "data", engine="none", stop_event=stop, started=started)
+    )
+    sandbox = await asyncio.wait_for(started, 20)
+    assert json.loads(path.read_text())["clusters"][0]["cluster"]["server"] == sandbox.url
+    stop.set()
+    await asyncio.wait_for(work, 20)
+    with pytest.raises(aiohttp.ClientConnectorError):
+        async with aiohttp.ClientSession() as session:
+            await session.get(sandbox.url)
+    assert os.path.exists(path)
