@@ -59,8 +59,9 @@ NAMES = {
     "pause": ["pause:latest"],
     "buildkit": ["moby/buildkit:latest", "moby/buildkit:{buildkit}"],
     "buildkit-rootless": ["moby/buildkit:rootless", "moby/buildkit:{buildkit}-rootless"],
+    "kustomize": ["registry.k8s.io/kustomize/kustomize:{kustomize}"],
 }
-"""Recipe → names on Docker Hub; without a slash they are below ``library``."""
+"""Recipe → names on Docker Hub, or with a registry before them; without a slash they are below ``library``."""
 
 _CAP_SETGID, _CAP_SETUID = 6, 7
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -72,9 +73,10 @@ class ImageError(RuntimeError):
 
 def assemble() -> Path:
     """The OCI layout with every base image; takes a minute the first time, nothing afterwards."""
-    binaries.find(binaries.BUILDKIT)
+    binaries.find(binaries.BUILDKIT, binaries.KUSTOMIZE)
     recipe = Path(__file__).read_bytes() + Path(Path(__file__).parent / "oci.py").read_bytes()
-    key = sha256(recipe + f"{_node_version()} {binaries.BUILDKIT.place.name}".encode()).hexdigest()[:12]
+    compiled = f"{binaries.BUILDKIT.place.name} {binaries.KUSTOMIZE.place.name}"
+    key = sha256(recipe + f"{_node_version()} {compiled}".encode()).hexdigest()[:12]
     place = binaries.cache_directory() / "images" / key
     with binaries.locked(place):
         if not (place / "index.json").exists():
@@ -97,6 +99,9 @@ def _assemble(layout: Layout) -> None:
         stored = layout.layer(layer)
         command = ["/bin/busybox", "sleep", "2147483647"] if recipe == "pause" else ["sh"]
         _name(layout, recipe, [stored], {"Cmd": command, "Env": [_PATH]})
+    kustomize = Layer()
+    kustomize.file("app/kustomize", binaries.find(binaries.KUSTOMIZE)["kustomize"], mode=0o755)
+    _name(layout, "kustomize", [layout.layer(kustomize)], {"Entrypoint": ["/app/kustomize"], "Env": [_PATH]})
     debian = Layer()
     for deb in _download(DEBIAN):
         debian.package(deb)
@@ -126,6 +131,7 @@ def _assemble(layout: Layout) -> None:
 
 def _name(layout: Layout, recipe: str, layers: Sequence[dict[str, Any]], config: dict[str, Any]) -> None:
     versions = {"node": _node_version().split(".")[0], "buildkit": binaries.BUILDKIT.version}
+    versions["kustomize"] = binaries.KUSTOMIZE.version
     for name in NAMES[recipe]:
         named = name.format(**versions)
         layout.image(named if "/" in named else f"library/{named}", layers, config)

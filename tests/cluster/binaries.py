@@ -100,6 +100,12 @@ BUILDKIT = Set(
     },
     version_variable="github.com/moby/buildkit/version.Version",
 )
+KUSTOMIZE = Set(
+    name="kustomize",
+    module="sigs.k8s.io/kustomize/kustomize/v5",
+    packages={"kustomize": "sigs.k8s.io/kustomize/kustomize/v5"},
+    version_variable="sigs.k8s.io/kustomize/api/provenance.version",
+)
 NODE_SETS = (KUBERNETES, ETCD, COREDNS)
 
 

@@ -23,7 +23,6 @@ def build(
     tag: str,
     *,
     dockerfile: Path | None = None,
-    target: str | None = None,
     network: bool = True,
     arguments: Mapping[str, str] | None = None,
     timeout: float = 900,
@@ -37,8 +36,6 @@ def build(
     argv = [*_buildah(), "bud", "--isolation", "chroot", "--layers", "--timestamp", "0", "--pull-never", "--tag", tag]
     if dockerfile is not None:
         argv += ["--file", str(dockerfile)]
-    if target is not None:
-        argv += ["--target", target]
     if network:
         argv += [f"--volume={path}:{path}:O" for path in _SETTINGS if Path(path).is_dir()]
         argv += [f"--volume={path}:{path}:ro" for path in _SETTINGS if Path(path).is_file()]
@@ -81,9 +78,14 @@ def _import(layout: Path) -> None:
             return
         target = f"containers-storage:[overlay@{storage / 'root'}+{storage / 'run'}]"
         for name in baseimages.names(layout):
-            argv = ["copy", "--quiet", "--insecure-policy", f"oci:{layout}:{name}", f"{target}docker.io/{name}"]
+            argv = ["copy", "--quiet", "--insecure-policy", f"oci:{layout}:{name}", f"{target}{_whole(name)}"]
             _run([*_PRIVATELY, packages.program("skopeo"), *argv], 120)
         mark.write_text(layout.name)
+
+
+def _whole(name: str) -> str:
+    """With the registry that the name belongs to."""
+    return name if "." in name.partition("/")[0] else f"docker.io/{name}"
 
 
 def _run(argv: list[str], timeout: float) -> str:

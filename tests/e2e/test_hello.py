@@ -126,6 +126,17 @@ def test_hello_pod_is_deployed_and_updated_with_a_plain_word_about_the_interrupt
         assert answer() == "Hello again!\n"
 
 
+def test_a_kustomization_is_rendered_by_what_the_image_brings_along(world: World) -> None:
+    with world.project(name="settings") as project:
+        kustomization = "configMapGenerator:\n- name: settings\n  literals: [value=one]\n"
+        project.repository.write("manifests/kustomization.yaml", kustomization)
+        sha = project.repository.commit("Generate the settings")
+        project.repository.push()
+        project.follow()
+        project.wait_for(sha)
+        assert "configmap/settings-" in project.kubectl("get", "configmaps", "-o", "name")
+
+
 CHANGES = {
     "catalog": ("catalog/prices.py", "100 + 7", "200 + 7", '"price": 235'),
     "web": ("web/web.js", "['shop',", "['the shop',", "the shop\n"),

@@ -45,11 +45,8 @@ DEADLINE = 180.0
 
 
 def build_image(cluster: Cluster | None = None) -> None:
-    """gitsync's own image by deploy/Dockerfile, from the lock file with hashes. A minute once; then layers are kept.
-
-    Without its last stage, which takes Kustomize from a registry that no test machine reaches.
-    """
-    builds.build(cluster, ROOT, IMAGE, dockerfile=ROOT / "deploy/Dockerfile", target="plain")
+    """gitsync's own image by deploy/Dockerfile, from the lock file with hashes. A minute once; then layers are kept."""
+    builds.build(cluster, ROOT, IMAGE, dockerfile=ROOT / "deploy/Dockerfile")
 
 
 class World:
