@@ -42,13 +42,14 @@ from gitsync.model import (
     Stage,
 )
 from gitsync.plan import lint
+from gitsync.rollout.follow import Drift
 from gitsync.rollout.target import Key
 from gitsync.rollout.target import Target as ClusterTarget
 from gitsync.source import Ref
 
 MOST_GETS = 8  # objects of one kind and namespace read one by one; more are read by a list
 HANDED_OVER_RETRY = 0.0
-FREE_REPAIRS = 5  # of one object at once, then the pauses double
+FREE_REPAIRS = 4  # of one object at once, then the pauses double: 8 in the first minute
 LONGEST_TRUCE = 300.0  # seconds
 PEACE = 600.0  # seconds without a repair after which a fight is forgotten
 BUILD_LOG = 200  # lines
@@ -128,14 +129,21 @@ class Fight:
 
     repairs: int = 0
     last: float = 0.0  # monotonic seconds
+    told: int = 0  # the repairs after which people were told that it is a fight
 
     def due(self, now: float) -> float:
         """When it may be repaired again, by the monotonic clock. The first few are repaired at once."""
-        if now - self.last > PEACE:
-            self.repairs = 0
-        if self.repairs < FREE_REPAIRS:
+        if self.repairs < FREE_REPAIRS or now - self.last > PEACE:
             return now
         return self.last + min(LONGEST_TRUCE, 2.0 ** (self.repairs - FREE_REPAIRS + 1))
+
+    def repaired(self, now: float) -> None:
+        self.repairs = 1 if now - self.last > PEACE else self.repairs + 1
+        self.last = now
+
+    @property
+    def is_news(self) -> bool:
+        return self.told != self.repairs
 
 
 @dataclass(slots=True)
@@ -151,6 +159,9 @@ class Memory:
     build_log: deque[str] = field(default_factory=lambda: deque[str](maxlen=BUILD_LOG))  # the end of it
     replies: dict[Key, Json] = field(default_factory=dict[Key, Json])  # of the rollout under way
     fights: dict[Key, Fight] = field(default_factory=dict[Key, "Fight"])
+    drifts: Mapping[Key, Drift] = field(default_factory=dict[Key, Drift])  # under repair, or reported
+    fetched: float = float("-inf")  # when git was last asked, by the monotonic clock
+    disturbed: bool = False  # it was said that the cluster differs from what was delivered
 
 
 # ---------------------------------------------------------------- the Application and its commit

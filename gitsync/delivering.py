@@ -271,7 +271,7 @@ class Delivering:
             )
         memory.decided = prepared.decision
         if good is not None:
-            await self._healing.follow_good(application, memory, good)
+            await self._healing.follow_good(prepared, memory, good)
         back = f"{good.revision} serves again" if good else "nothing was deployed before"
         error = Refused(
             " ".join([message.rstrip(".") + ".", *statements]).strip(),

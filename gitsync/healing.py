@@ -1,16 +1,20 @@
 """Keeps what was delivered as it was delivered: drift is named by watches, blamed, and put back at once.
 
-Nothing here needs git: what is put back is the last good state. Somebody who writes the same object again and again is
-answered ever more rarely, and the Application says so.
+Nothing here needs git: what is put back is the last good state. What the watch heard is enough to decide, so a repair
+is one request. Somebody who writes the same object again and again is answered ever more rarely, and the Application
+says so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 
 from gitsync.application import Application
-from gitsync.attempt import Fight, Memory, Outcome, Prepared, decision_of, followed
+from gitsync.attempt import Fight, Memory, Prepared, decision_of, followed
 from gitsync.cluster.record import GoodState
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import (
@@ -18,6 +22,7 @@ from gitsync.model import (
     Action,
     Applied,
     Change,
+    FieldChange,
     Health,
     ImageSet,
     Json,
@@ -27,11 +32,16 @@ from gitsync.model import (
     Plan,
     SyncStatus,
 )
-from gitsync.plan.diff import blame, diff, owned_digest
+from gitsync.plan import autoscaled
+from gitsync.plan.diff import Culprit, blame, drifted, owned_digest
 from gitsync.preparing import Preparing
 from gitsync.report.reporter import Run
+from gitsync.report.status import timestamp
 from gitsync.rollout.apply import apply_wave
-from gitsync.rollout.follow import Follower
+from gitsync.rollout.dryrun import dry_run
+from gitsync.rollout.follow import Drift, Follower
+from gitsync.rollout.ownership import autoscalers, without_replicas
+from gitsync.rollout.target import Key, Target, part
 
 
 class Healing:
@@ -42,7 +52,14 @@ class Healing:
         self._ledger = ledger
         self._preparing = preparing
         self._memories = memories
-        self.follower = Follower(tools.cluster, owned_digest, on_drift=tools.wake, on_health=self._lives)
+        self.follower = Follower(tools.cluster, owned_digest, on_drift=self._drifts, on_health=self._lives)
+        tools.reporter.metrics.watches(self.follower.blind)
+
+    def _drifts(self, key: str) -> None:
+        """What a rollout or a repair changes itself is no news; they look again when they have ended."""
+        memory = self._memories.get(key)
+        if memory is not None and memory.following and memory.applying is None:
+            self._tools.wake(key)
 
     def _lives(self, key: str, health: Health) -> None:
         """The health of what was delivered changed, without anybody deploying anything."""
@@ -50,136 +67,240 @@ class Healing:
         if application is not None and memory is not None and memory.applying is None and memory.following:
             self._tools.reporter.observe(application, health=health)
 
+    # ------------------------------------------------------------------ what is followed
+
+    def pause(self, application: Application, memory: Memory) -> None:
+        """A rollout begins to write."""
+        memory.following = False
+        memory.replies.clear()
+        self.follower.attend(application.key)
+
     async def follow(self, prepared: Prepared, memory: Memory) -> None:
         """What was delivered is what should be, from now on."""
-        memory.decided, memory.following = prepared.decision, True
-        if prepared.application.spec.sync.self_heal == "off":
-            await self.follower.forget(prepared.application.key)
-            return
-        live = {**prepared.live, **memory.replies}
-        memory.replies.clear()
-        await self.follower.follow(
-            prepared.application.key,
-            [
-                (change.manifest.ref, change.manifest.object, live.get(change.manifest.ref.key))
-                for change in prepared.plan.changes
-                if followed(change.manifest)
-            ],
-        )
+        memory.decided = prepared.decision
+        manifests = [change.manifest for change in prepared.plan.changes]
+        await self._follow(prepared, memory, manifests, prepared.live)
 
-    async def follow_good(self, application: Application, memory: Memory, good: GoodState) -> None:
-        """After a restore: what is seen first counts as right."""
-        memory.following = True
+    async def follow_good(self, prepared: Prepared, memory: Memory, good: GoodState) -> None:
+        """After a restore: what is seen first counts as right where the restore wrote nothing."""
         manifests = [Manifest(ref=ObjectRef.of(obj), object=obj, origin=Origin()) for obj in good.objects]
-        objects = [(each.ref, each.object, memory.replies.get(each.ref.key)) for each in manifests if followed(each)]
-        memory.replies.clear()
-        await self.follower.follow(application.key, objects)
+        await self._follow(prepared, memory, manifests, {})
+
+    async def _follow(
+        self, prepared: Prepared, memory: Memory, manifests: Iterable[Manifest], live: Mapping[Key, Json]
+    ) -> None:
+        application, target = prepared.application, prepared.target
+        replies, memory.replies = memory.replies, {}
+        memory.following = True
+        if application.spec.sync.self_heal == "off":
+            await self.follower.forget(application.key)
+            return
+        objects = [
+            (
+                each.ref,
+                without_replicas(each.object) if each.ref.key in target.autoscaled else each.object,
+                replies.get(each.ref.key) or live.get(each.ref.key),
+            )
+            for each in manifests
+            if followed(each)
+        ]
+        await self.follower.follow(application.key, objects, impersonate=target.impersonate)
+
+    # ------------------------------------------------------------------ what differs
 
     async def repair(self, application: Application, memory: Memory, run: Run) -> Prepared | None:
-        """Compare what the watches named with what was sent. ``None``: nothing differs, or nothing is written now."""
-        named, record = self.follower.drifted(application.key), memory.record
+        """What the watches named, as a plan to put it back. ``None``: nothing differs, or nothing is written now."""
+        record = memory.record
         good = record.last_good if record else None
-        if not named or record is None or good is None or memory.applying is not None or not memory.following:
+        if record is None or good is None or memory.applying is not None or not memory.following:
+            return None
+        named, now = self.follower.drifted(application.key), time.monotonic()
+        if not named:
+            self._calm(application, memory, now)
+            return None
+        if application.spec.sync.self_heal == "detect":
+            await self._detect(application, memory, named, good, run)
+            return None
+        due = {key: memory.fights.setdefault(key, Fight()).due(now) for key in named}
+        fresh = {key: drift for key, drift in named.items() if due[key] <= now or memory.fights[key].is_news}
+        target, differing = await self._differing(application, fresh, good)
+        waiting = {key: drift for key, drift in differing.items() if due[key] > now}
+        if waiting:
+            self._truce(application, memory, waiting, {key: due[key] - now for key in waiting}, run)
+        ready = {key: drift for key, drift in differing.items() if key not in waiting}
+        if not ready:
             return None
         sent = {ObjectRef.of(obj).key: obj for obj in good.objects}
-        target = self._preparing.target(application)
-        live = await self._preparing.live(target, named.values())
-        now = time.monotonic()
-        changes: list[Change] = []
-        waiting: list[tuple[float, Change]] = []
-        for key, ref in named.items():
-            if key not in sent:
-                continue
-            manifest = Manifest(
-                ref=ref, object=sent[key], origin=Origin(repository=good.revision.repository, sha=good.revision.sha)
+        origin = Origin(repository=good.revision.repository, sha=good.revision.sha)
+        wave = tuple(
+            Change(
+                action=Action.CREATE if drift.live is None else Action.UPDATE,
+                manifest=Manifest(ref=drift.ref, object=sent[key], origin=origin),
             )
-            found = live.get(key)
-            fields = diff(sent[key], found, secret=ref.kind == "Secret") if found is not None else ()
-            if found is not None and not fields:
-                self.follower.accept(ref, found)
-                continue
-            change = Change(
-                action=Action.UPDATE if found is not None else Action.CREATE, manifest=manifest, fields=fields
-            )
-            due = memory.fights.setdefault(key, Fight()).due(now)
-            if due > now:
-                waiting.append((due, change))
-            else:
-                changes.append(change)
-        differing = [*changes, *(change for _, change in waiting)]
-        if not differing:
-            self._tools.reporter.observe(application, stalled=None, sync=SyncStatus.SYNCED)
-            return None
-        told = "; ".join(
-            self._blame(application, change, live.get(change.manifest.ref.key)) for change in differing[:20]
+            for key, drift in ready.items()
+            if key in sent
         )
-        if application.spec.sync.self_heal == "detect":
-            counts = {"objects": len(sent), "outOfSync": len(differing), "unhealthy": 0, "held": 0}
-            self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, counts=counts)
-            return None
-        if waiting:
-            due = min(due for due, _ in waiting)
-            asyncio.get_running_loop().call_later(due - now, self._tools.wake, application.key)
-            self._tools.reporter.observe(
-                application,
-                sync=SyncStatus.OUT_OF_SYNC,
-                stalled=("Fight", f"{FIELD_MANAGER} and somebody else rewrite it in turn: {told}"),
-            )
-        if not changes:
-            return None
-        run.log.info("repairing drift", objects=len(changes), what=told)
-        planned = Plan(revision=good.revision, waves=(tuple(changes),))
-        images = ImageSet(images=good.images, bases=good.bases)
+        memory.drifts = ready
         return Prepared(
             application=application,
             decision=decision_of(application, good.revision),
-            plan=planned,
-            images=images,
+            plan=Plan(revision=good.revision, waves=(wave,)),
+            images=ImageSet(images=good.images, bases=good.bases),
             digest="",
             target=target,
-            live=live,
+            live={key: drift.live for key, drift in ready.items() if drift.live is not None},
             record_generation=record.stored.generation,
             repair=True,
         )
 
-    def _blame(self, application: Application, change: Change, live: Json | None) -> str:
-        """Who changed which field, and when; told as an Event about the object, and returned in one line."""
-        ref = change.manifest.ref
-        if live is None:
-            text = f"{ref} was deleted"
-        else:
-            culprits = blame(live, [each.path for each in change.fields])
-            parts = [
-                f"{each.path} ({each.manager or 'removed'}{f' at {each.time}' if each.time else ''})"
-                for each in culprits[:10]
-            ]
-            text = f"{ref} was changed: {', '.join(parts)}"
-        self._tools.reporter.event(application, "DriftDetected", text, warning=True, action="SelfHeal", about=ref)
-        return text
+    async def _differing(
+        self, application: Application, named: Mapping[Key, Drift], good: GoodState
+    ) -> tuple[Target, dict[Key, Drift]]:
+        """Those that really differ, as they live; and where to write, knowing whose replicas are an autoscaler's."""
+        target = self._preparing.target(application)
+        unread = [drift.ref for drift in named.values() if drift.unread]
+        live = await self._preparing.live(target, unread) if unread else {}
+        differing: dict[Key, Drift] = {}
+        for key, drift in named.items():
+            drift = replace(drift, live=live.get(key), unread=False) if drift.unread else drift
+            if drift.live is not None and self.follower.equal(drift.ref, drift.live):
+                self.follower.accept(drift.ref, drift.live)
+            else:
+                differing[key] = drift
+        return replace(target, autoscaled=await self._scaled(target, differing, good)), differing
 
-    async def mend(self, prepared: Prepared, memory: Memory) -> Outcome:
-        """Put fields and objects back. No attempt is recorded: it is the last good state that is sent again."""
-        application, now = prepared.application, time.monotonic()
-        record = await self._ledger.current(application, memory)
-        landed: list[Applied] = []
-        for change in prepared.plan.changes:
-            fight = memory.fights.setdefault(change.manifest.ref.key, Fight())
-            fight.repairs, fight.last = fight.repairs + 1, now
-        try:
-            await apply_wave(
-                prepared.target, prepared.plan.changes, inventory=record.inventory, on_applied=landed.append
+    async def _scaled(self, target: Target, differing: Mapping[Key, Drift], good: GoodState) -> frozenset[Key]:
+        """Which of these an autoscaler scales. The cluster's are only looked for where the replicas differ."""
+        expected = {key: part(self.follower.expects(drift.ref) or {}, "spec") for key, drift in differing.items()}
+        known = frozenset(key for key, spec in expected.items() if "replicas" not in spec)
+        rescaled = [
+            Manifest(ref=drift.ref, object=drift.live, origin=Origin())
+            for key, drift in differing.items()
+            if key not in known and drift.live and part(drift.live, "spec").get("replicas") != expected[key]["replicas"]
+        ]
+        if not rescaled:
+            return known
+        scalers = await autoscalers(target.cluster, rescaled, impersonate=target.impersonate)
+        return known | autoscaled((), [*scalers, *good.objects])
+
+    def _calm(self, application: Application, memory: Memory, now: float) -> None:
+        """Nothing differs. A fight is over when nobody has struck for as long as the next answer would have taken."""
+        pause = max((fight.due(now) - now for fight in memory.fights.values()), default=0.0)
+        if pause > 0 and memory.disturbed:
+            self._again(application, pause)
+        elif memory.disturbed:
+            memory.disturbed = False
+            self._tools.reporter.observe(application, stalled=None, sync=SyncStatus.SYNCED, differs="")
+
+    def _again(self, application: Application, seconds: float) -> None:
+        asyncio.get_running_loop().call_later(seconds + 0.01, self._tools.wake, application.key)
+
+    async def _detect(
+        self, application: Application, memory: Memory, named: Mapping[Key, Drift], good: GoodState, run: Run
+    ) -> None:
+        """Report, and write nothing: what would be put back is asked of the server as a dry run."""
+        news = {key: drift for key, drift in named.items() if memory.drifts.get(key) is not drift}
+        if not news:
+            return
+        target, differing = await self._differing(application, news, good)
+        memory.drifts = dict(self.follower.drifted(application.key))
+        sent = {ObjectRef.of(obj).key: obj for obj in good.objects}
+        manifests = [
+            Manifest(ref=drift.ref, object=sent[key], origin=Origin())
+            for key, drift in differing.items()
+            if drift.live is not None and key in sent
+        ]
+        replies = (await dry_run(target, manifests)).replies
+        texts: list[str] = []
+        for key, drift in differing.items():
+            reply = replies[key].object if key in replies else None
+            text = self._told(drift, self._changed(drift, reply))
+            texts.append(text)
+            self._tools.reporter.event(
+                application, "DriftDetected", text, warning=True, action="Detect", about=drift.ref
             )
+            run.log.warning("drift detected", object=str(drift.ref), what=text)
+        memory.disturbed = True
+        counts = {"objects": len(good.objects), "outOfSync": len(memory.drifts), "unhealthy": 0, "held": 0}
+        differs = "; ".join(texts[:5])
+        self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, counts=counts, differs=differs)
+
+    def _truce(
+        self,
+        application: Application,
+        memory: Memory,
+        waiting: Mapping[Key, Drift],
+        pauses: Mapping[Key, float],
+        run: Run,
+    ) -> None:
+        """Say once per pause that somebody strikes back, in words that stay the same while the fight does."""
+        told: list[str] = []
+        for key, drift in waiting.items():
+            fight = memory.fights[key]
+            fight.told = fight.repairs
+            fields = sorted({f"{each.path} ({each.manager or 'removed'})" for each in self._changed(drift, None)})
+            told.append(f"{drift.ref} {', '.join(fields[:5])}".rstrip())
+            run.log.warning("a fight over fields", object=str(drift.ref), with_=fields[:5], pause=round(pauses[key], 1))
+        text = f"{FIELD_MANAGER} and somebody else rewrite in turn: {'; '.join(sorted(told)[:5])}"
+        if not memory.disturbed:
+            self._tools.reporter.event(application, "Fight", text, warning=True, action="SelfHeal")
+        memory.disturbed = True
+        self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, stalled=("Fight", text))
+        self._again(application, min(pauses.values()))
+
+    # ------------------------------------------------------------------ blame
+
+    def _changed(self, drift: Drift, reply: Json | None) -> Sequence[Culprit]:
+        """Who changed what. ``reply`` is the server's answer to what we (would) send: it tells what a webhook does."""
+        sent = self.follower.expects(drift.ref)
+        if drift.live is None or sent is None:
+            return ()
+        fields: Sequence[FieldChange] = drifted(sent, reply if reply is not None else sent, drift.live)
+        return blame(drift.live, [each.path for each in fields])
+
+    def _told(self, drift: Drift, changed: Sequence[Culprit]) -> str:
+        """One line: which field, who, when. What was removed names nobody; then it is the time at which it was seen."""
+        if drift.live is None:
+            return f"{drift.ref} was deleted, seen at {timestamp(drift.at)}"
+        parts = [_culprit(each, drift.at) for each in changed[:10]]
+        more = f" and {len(changed) - 10} more" if len(changed) > 10 else ""
+        return f"{drift.ref} was changed: {', '.join(parts)}{more}"
+
+    async def mend(self, prepared: Prepared, memory: Memory, run: Run) -> None:
+        """Put fields and objects back. No attempt is recorded: it is the last good state that is sent again."""
+        application, target = prepared.application, prepared.target
+        record = await self._ledger.current(application, memory)
+        drifts, memory.drifts = memory.drifts, {}
+        self.follower.attend(application.key)
+        landed: list[Applied] = []
+        try:
+            await apply_wave(target, prepared.plan.changes, inventory=record.inventory, on_applied=landed.append)
         finally:
+            now, repaired = time.monotonic(), 0
             for applied in landed:
-                self.follower.accept(applied.ref, applied.object)
+                drift = drifts.get(applied.ref.key)
+                scaled = applied.ref.key in target.autoscaled
+                sent = self.follower.expects(applied.ref)
+                self.follower.accept(
+                    applied.ref, applied.object, sent=without_replicas(sent) if scaled and sent else None
+                )
+                changed = self._changed(drift, applied.object) if drift else ()
+                if drift is None or (drift.live is not None and not changed):
+                    continue
+                repaired += 1
+                memory.fights.setdefault(applied.ref.key, Fight()).repaired(now)
+                text = self._told(drift, changed)
+                run.log.warning("drift repaired", object=str(drift.ref), what=text)
+                self._tools.reporter.event(
+                    application, "DriftRepaired", f"{text}; put back", warning=True, action="SelfHeal", about=drift.ref
+                )
             await self._ledger.take_stock(application, memory, landed, 0)
-        self._tools.reporter.metrics.repaired(application.namespace, application.name, len(landed))
-        self._tools.reporter.event(
-            application,
-            "DriftRepaired",
-            f"put back {', '.join(str(each.ref) for each in landed[:10])}",
-            action="SelfHeal",
-        )
-        if not self.follower.drifted(application.key):
-            self._tools.reporter.observe(application, sync=SyncStatus.SYNCED)
-        return Outcome()
+            self._tools.reporter.metrics.repaired(application.namespace, application.name, repaired)
+        if memory.disturbed or self.follower.drifted(application.key):
+            self._tools.wake(application.key)
+
+
+def _culprit(culprit: Culprit, seen: datetime) -> str:
+    if not culprit.manager or culprit.manager == FIELD_MANAGER:
+        return f"{culprit.path} (removed, seen at {timestamp(seen)})"
+    return f"{culprit.path} ({culprit.manager}{f' at {culprit.time}' if culprit.time else ''})"

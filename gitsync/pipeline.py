@@ -14,6 +14,8 @@ Application, has written itself. The steps stand in ``preparing``, ``delivering`
 
 from __future__ import annotations
 
+import time
+
 from gitsync.application import Application
 from gitsync.attempt import (
     Handover,
@@ -121,9 +123,11 @@ class Pipeline:
             resumed = await self._preparing.resume(application, memory, record, run) if first else None
             if resumed is not None:
                 return resumed
+            starved = time.monotonic() - memory.fetched > 2 * self.interval(application.key)
             repair = await self._healing.repair(application, memory, run)  # needs no git: that may be down
-            if repair is not None:
+            if repair is not None and not starved:
                 return repair
+            memory.fetched = time.monotonic()
             revision = await self._preparing.fetch(application)
             target.sha = revision.sha
             decision = decision_of(application, revision)
@@ -131,7 +135,7 @@ class Pipeline:
                 if memory.applying is None:
                     self._tools.reporter.observe(application, suspended=False, **handled(application))
                     self._tools.reporter.recovered(application)
-                return None
+                return repair
             run.found(str(revision))
             memory.considering, memory.digest = decision, ""
             record = await self._preparing.release(application, memory, record, decision)
@@ -172,9 +176,11 @@ class Pipeline:
     async def _apply(self, prepared: Prepared, memory: Memory, run: Run, handover: Handover) -> Outcome:
         application = prepared.application
         if prepared.repair:
-            return await self._healing.mend(prepared, memory)
-        memory.following = False
-        memory.replies.clear()
+            await self._healing.mend(prepared, memory, run)
+            # Nothing new was delivered: git is asked when it would have been asked anyway.
+            due = memory.fetched + self.interval(application.key)
+            return Outcome(retry_after=max(0.0, due - time.monotonic()))
+        self._healing.pause(application, memory)
         async with run.stage(Stage.PLAN):
             record = await self._ledger.current(application, memory)
             if record.stored.generation != prepared.record_generation:  # another rollout came in between

@@ -118,10 +118,12 @@ class Watcher:
         digests: bool = True,
         window: float = 40.0,
         grace: float = 10.0,
+        on_stale: Callable[[GitsyncError | None], None] = lambda _: None,
     ) -> None:
         """``impersonate``: user whose rights apply (``client.service_account``), "" for our own. ``digests`` may be
         left out (empty) by who reads every version anyway. ``window``: seconds of one watch request; silence is
-        noticed ``window + grace`` seconds after it began.
+        noticed ``window + grace`` seconds after it began. ``on_stale`` hears once why the watch is blind, and ``None``
+        once it sees again.
         """
         self.resource = resource
         self.entries: dict[Key, Entry] = {}
@@ -134,6 +136,7 @@ class Watcher:
         self._impersonate = impersonate
         self._digests = digests
         self._window, self._grace = window, grace
+        self._on_stale, self._blind = on_stale, False
         self._alive = time.monotonic()
         self._departed: dict[Key, Entry] = {}
         self._departures = asyncio.Event()
@@ -186,11 +189,17 @@ class Watcher:
     def _is_alive(self) -> None:
         self._alive = time.monotonic()
         self.stale_since = self.last_error = None
+        if self._blind:
+            self._blind = False
+            self._on_stale(None)
 
     def _is_broken(self, error: GitsyncError) -> None:
         self.last_error = error
         if self.stale_since is None:
             self.stale_since = self._alive
+        if not self._blind and not isinstance(error, Expired):  # that is answered by a list at once
+            self._blind = True
+            self._on_stale(error)
 
     async def _list(self) -> str:
         """Take over the whole list; what it lacks has departed, which only a complete list can say."""

@@ -73,7 +73,7 @@ def plan(
     prunes, held = _deletions(desired, live, inventory, owner, options)
     going = {item.ref.key for item in prunes}
     scaled = autoscaled(desired.manifests, chain(autoscalers, _staying(live, going)))
-    manifests = [_sent(manifest, owner, manifest.ref.key in scaled) for manifest in desired.manifests]
+    manifests = [_sent(manifest, owner) for manifest in desired.manifests]
     refusals = [_foreign(manifest, live[manifest.ref.key], owner) for manifest in manifests if manifest.ref.key in live]
     vetoes = [refusal for refusal in refusals if refusal]
     changes: dict[Key, Change] = {}
@@ -106,8 +106,8 @@ def plan(
 def autoscaled(manifests: Iterable[Manifest], live: Iterable[Json]) -> frozenset[Key]:
     """Keys of the objects that some autoscaler scales: whatever has a ``scaleTargetRef`` (HPA, KEDA, …).
 
-    Their ``replicas`` are never sent. Whoever applies them first has a second manager claim the live value: to drop
-    the field alone would scale to 1.
+    Git's ``replicas`` are where they start when they are created; they are never sent to one that exists. Whoever
+    applies those first has a second manager claim the live value: to drop the field alone would scale to 1.
     """
     scalers = chain((manifest.object for manifest in manifests), live)
     return frozenset(target for scaler in scalers if (target := scale_target(scaler)))
@@ -116,17 +116,14 @@ def autoscaled(manifests: Iterable[Manifest], live: Iterable[Json]) -> frozenset
 # ---------------------------------------------------------------- one object
 
 
-def _sent(manifest: Manifest, owner: str, scaled: bool) -> Manifest:
-    """What is really sent: with our labels, and without the replicas of what an autoscaler scales."""
+def _sent(manifest: Manifest, owner: str) -> Manifest:
+    """What is really sent: with our labels."""
     namespace, _, name = owner.partition("/")
     metadata = as_map(manifest.object, "metadata")
-    obj = dict(manifest.object)
-    if isinstance(metadata.get("labels") or {}, dict):  # else the server says what is wrong with them
-        labels = as_map(metadata, "labels") | {LABEL_APPLICATION: name, LABEL_NAMESPACE: namespace}
-        obj["metadata"] = metadata | {"labels": labels}
-    if scaled and isinstance(obj.get("spec"), dict):
-        obj["spec"] = {key: value for key, value in cast(Json, obj["spec"]).items() if key != "replicas"}
-    return replace(manifest, object=obj)
+    if not isinstance(metadata.get("labels") or {}, dict):  # the server says what is wrong with them
+        return manifest
+    labels = as_map(metadata, "labels") | {LABEL_APPLICATION: name, LABEL_NAMESPACE: namespace}
+    return replace(manifest, object=manifest.object | {"metadata": metadata | {"labels": labels}})
 
 
 def _foreign(manifest: Manifest, live: Json, owner: str) -> Refused | None:

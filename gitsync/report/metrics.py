@@ -10,7 +10,7 @@ The four DORA figures are read from these: deployment frequency and change failu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -60,6 +60,10 @@ class Metrics(Collector):
             "gitsync_deployments_total", "Rollouts by how they ended.", [*app, "outcome"], registry=registry
         )
         self._drift = Counter("gitsync_drift_repaired_total", "Fields or objects put back.", app, registry=registry)
+        self._blind = Gauge(
+            "gitsync_watch_blind_seconds", "How long the watch that is blind longest has seen nothing; 0: all see.",
+            registry=registry,
+        )  # fmt: skip
         self._lowest = Gauge(
             "gitsync_rollout_lowest_ready_ratio", "Lowest share of ready endpoints in the last rollout.", app,
             registry=registry,
@@ -115,6 +119,10 @@ class Metrics(Collector):
 
     def repaired(self, namespace: str, name: str, count: int = 1) -> None:
         self._drift.labels(*self._labels(namespace, name)).inc(count)
+
+    def watches(self, blind: Callable[[], float]) -> None:
+        """Whom to ask for how many seconds a watch has been blind."""
+        self._blind.set_function(blind)
 
     def lowest_ready(self, namespace: str, name: str, share: float) -> None:
         self._lowest.labels(*self._labels(namespace, name)).set(share)

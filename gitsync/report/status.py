@@ -61,6 +61,7 @@ class Observation:
     quarantined: Sequence[Quarantined] = ()  # oldest first
     counts: Counts | None = None
     attempt: Attempt | None = None
+    differs: str = ""  # what somebody changed and nobody puts back
     suspended: bool = False
     stalled: tuple[str, str] | None = (
         None  # reason and message of something else than the attempt: a fight over a field
@@ -150,7 +151,8 @@ def _ready(observation: Observation, deployed: str) -> _Verdict:
         subject = f"{health.ref}: " if health.ref else ""
         return ("False", "HealthCheckFailed", f"{subject}{health.message or health.status.value}")
     if observation.sync is SyncStatus.OUT_OF_SYNC:
-        return ("False", "OutOfSync", "The cluster differs from git")
+        what = f": {observation.differs}" if observation.differs else ""
+        return ("False", "OutOfSync", f"The cluster differs from git{what}")
     return ("True", "ReconciliationSucceeded", deployed)
 
 

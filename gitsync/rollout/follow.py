@@ -1,16 +1,19 @@
 """Follows what was applied, between rollouts: names what no longer is as it was sent, and how healthy it all is.
 
-One watch per kind and namespace serves every Application. What is remembered of an object is a digest of the fields
-that we sent, as the server answered them, so that defaults and webhooks are absorbed and other people's fields are none
-of our business. Owns no decision and writes nothing: it says *that* an Application should look, never what it will see.
+One watch per kind, namespace and account serves every Application. What is remembered of an object is a digest of the
+fields that we sent, as the server answered them, so that defaults and webhooks are absorbed and other people's fields
+are none of our business. Owns no decision and writes nothing: it says *that* an Application should look, and what it
+heard.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import orjson
 import structlog
@@ -24,20 +27,48 @@ from gitsync.rollout.target import Key
 
 log = structlog.get_logger(__name__)
 
-Place = tuple[str, str, str, str]  # group, version, kind, namespace
+Place = tuple[str, str, str, str, str]  # account, group, version, kind, namespace
 Fingerprint = Callable[[Json, Json], str]
 """(what was sent, what lives) → digest over the fields that were sent (``plan.diff.owned_digest``)."""
+
+_MOST_HEARD = 8
+_GONE = ("", b"gone")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """An object that is not as it was sent, as heard at ``at``. ``live`` is ``None`` if it is gone.
+
+    ``unread``: something was heard of it while a rollout wrote it, and nobody knows what; read it.
+    """
+
+    ref: ObjectRef
+    at: datetime
+    live: Json | None = None
+    unread: bool = False
 
 
 @dataclass(slots=True)
 class _Expected:
-    """One object as it should be. ``seen`` is the digest of a version that was compared and found equal."""
+    """One object as it should be. ``seen`` is the digest of a version that was compared and found equal.
+
+    ``heard`` are the last versions that the watch told, with their digests: it tells a reply of the server that is
+    older than what was heard meanwhile from one that is news.
+    """
 
     owner: str
     ref: ObjectRef
     sent: Json
     fields: str
     seen: bytes = b""
+    heard: tuple[tuple[str, bytes], ...] = ()
+
+    def overtaken(self, version: str) -> bool:
+        """Whether more than its status was heard to change after ``version``. A watch tells versions in their order."""
+        versions = [each for each, _ in self.heard]
+        if version not in versions:  # not heard yet, unless it was long ago
+            return len(versions) == _MOST_HEARD
+        return len({digest for _, digest in self.heard[versions.index(version) :]}) > 1
 
 
 @dataclass(slots=True)
@@ -50,7 +81,8 @@ class _Watched:
 class Follower:
     """One for the process. ``async with`` it. ``on_drift`` and ``on_health`` are called in the event loop.
 
-    ``on_drift(application key)``: ``drifted`` has something to say. ``on_health(application key, health)``: it changed.
+    ``on_drift(application key)``: ``drifted`` has something new to say, or nothing any more; once, until ``accept`` or
+    ``follow`` answers for the object. ``on_health(application key, health)``: it changed.
     """
 
     def __init__(
@@ -67,7 +99,7 @@ class Follower:
         self._on_health = on_health
         self._expected: dict[Key, _Expected] = {}
         self._owned: dict[str, set[Key]] = {}
-        self._drifted: dict[str, dict[Key, ObjectRef]] = {}
+        self._drifted: dict[str, dict[Key, Drift]] = {}
         self._health: dict[str, dict[Key, Health]] = {}
         self._watched: dict[Place, _Watched] = {}
 
@@ -82,58 +114,102 @@ class Follower:
 
     # ------------------------------------------------------------------ what should be
 
-    async def follow(self, owner: str, objects: Iterable[tuple[ObjectRef, Json, Json | None]]) -> None:
+    async def follow(
+        self, owner: str, objects: Iterable[tuple[ObjectRef, Json, Json | None]], *, impersonate: str = ""
+    ) -> None:
         """From now on these, and only these, are the objects of Application ``owner``: (ref, sent, live or reply).
 
         Without a live object the first one that is seen counts as right. Kinds that cannot be watched are left out.
+        ``impersonate``: user whose rights apply.
         """
-        wanted = {
-            ref.key: _Expected(owner, ref, sent, self._fingerprint(sent, live) if live is not None else "")
-            for ref, sent, live in objects
-        }
+        wanted: dict[Key, _Expected] = {}
+        unread: dict[Key, Drift] = {}
+        for ref, sent, live in objects:
+            fields = self._fingerprint(sent, live) if live is not None else ""
+            wanted[ref.key] = expected = _Expected(owner, ref, sent, fields)
+            if live is not None and self._overtaken(impersonate, ref, str(live["metadata"].get("resourceVersion", ""))):
+                unread[ref.key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
+            if former := self._expected.get(ref.key):
+                expected.heard = former.heard[-1:]
         for key in self._owned.get(owner, set()) - wanted.keys():
             self._expected.pop(key, None)
             self._health.get(owner, {}).pop(key, None)
         self._expected.update(wanted)
         self._owned[owner] = set(wanted)
-        self._drifted.pop(owner, None)
-        places = {(each.ref.group, each.ref.version, each.ref.kind, each.ref.namespace) for each in wanted.values()}
+        self._drifted[owner] = unread
+        places = {(impersonate, each.ref.group, each.ref.version, each.ref.kind, each.ref.namespace)
+                  for each in wanted.values()}  # fmt: skip
         for place in [place for place, watched in self._watched.items() if owner in watched.users]:
             if place not in places:
                 await self._leave(place, owner)
         for place in places:
             await self._watch(place, owner)
+        if unread:
+            self._on_drift(owner)
+
+    def _overtaken(self, account: str, ref: ObjectRef, version: str) -> bool:
+        """Whether what the watch has heard of the object may be newer than ``version``."""
+        expected = self._expected.get(ref.key)
+        if expected is not None:
+            return expected.overtaken(version)
+        watched = self._watched.get((account, ref.group, ref.version, ref.kind, ref.namespace))
+        if watched is None or not watched.watcher.synced.is_set():
+            return False  # its first list will tell
+        entry = watched.watcher.entries.get((ref.namespace, ref.name))
+        return entry is None or entry.version != version
 
     async def forget(self, owner: str) -> None:
         await self.follow(owner, ())
         for table in (self._owned, self._drifted, self._health):
             table.pop(owner, None)
 
-    def accept(self, ref: ObjectRef, reply: Json) -> None:
-        """The server's answer to a repair: this is how it should be."""
+    def expects(self, ref: ObjectRef) -> Json | None:
+        """What was sent of the object, in the form in which it is compared."""
         expected = self._expected.get(ref.key)
-        if expected is not None:
-            expected.fields, expected.seen = self._fingerprint(expected.sent, reply), b""
+        return expected.sent if expected else None
+
+    def equal(self, ref: ObjectRef, live: Json) -> bool:
+        """Whether the object is as it should be."""
+        expected = self._expected.get(ref.key)
+        return expected is None or expected.fields in ("", self._fingerprint(expected.sent, live))
+
+    def accept(self, ref: ObjectRef, reply: Json, *, sent: Json | None = None) -> None:
+        """The server's answer to a repair, or a version that is right: this is how it should be.
+
+        ``sent``: from now on these fields only.
+        """
+        expected = self._expected.get(ref.key)
+        if expected is None:
+            return
+        expected.sent = expected.sent if sent is None else sent
+        expected.fields, expected.seen = self._fingerprint(expected.sent, reply), b""
+        if expected.overtaken(str(reply["metadata"].get("resourceVersion", ""))):
+            self._drifted.setdefault(expected.owner, {})[ref.key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
+            self._on_drift(expected.owner)
+        else:
             self._drifted.get(expected.owner, {}).pop(ref.key, None)
+
+    def attend(self, owner: str) -> None:
+        """Something is about to be written: what is heard from now on is to be held against the server's replies."""
+        for key in self._owned.get(owner, ()):
+            self._expected[key].heard = self._expected[key].heard[-1:]
 
     # ------------------------------------------------------------------ what is
 
-    def drifted(self, owner: str) -> Mapping[Key, ObjectRef]:
+    def drifted(self, owner: str) -> Mapping[Key, Drift]:
         """Objects that differ, or are gone, as far as the watches tell."""
         return dict(self._drifted.get(owner, {}))
-
-    def stale_since(self, owner: str) -> float | None:
-        """Since when (monotonic seconds) some watch of the Application is silent or broken; ``None``: none is."""
-        since = [w.watcher.stale_since for w in self._watched.values() if owner in w.users]
-        return min((each for each in since if each is not None), default=None)
 
     def _heard(self, group: str, kind: str, seen: Observed) -> None:
         key = (group, kind, *seen.key)
         expected = self._expected.get(key)
         if expected is None:
             return
+        mark = (seen.entry.version, seen.entry.digest) if seen.entry else _GONE
+        if expected.heard[-1:] != (mark,):
+            expected.heard = (*expected.heard, mark)[-_MOST_HEARD:]
         if seen.entry is None:
-            self._drifts(expected)
+            self._drifts(expected, None)
             if gates(expected.ref):
                 self._judge(expected, None)
             return
@@ -145,16 +221,20 @@ class Follower:
             expected.fields = expected.fields or fields
             if fields == expected.fields:
                 expected.seen = seen.entry.digest
-                self._drifted.get(expected.owner, {}).pop(key, None)
+                if self._drifted.get(expected.owner, {}).pop(key, None) and not self._drifted[expected.owner]:
+                    self._on_drift(expected.owner)  # it is right again without our doing
             else:
-                self._drifts(expected)
+                self._drifts(expected, live)
         if gates(expected.ref):
             self._judge(expected, live)
 
-    def _drifts(self, expected: _Expected) -> None:
+    def _drifts(self, expected: _Expected, live: Json | None) -> None:
         expected.seen = b""
-        self._drifted.setdefault(expected.owner, {})[expected.ref.key] = expected.ref
-        self._on_drift(expected.owner)
+        drifted = self._drifted.setdefault(expected.owner, {})
+        known = expected.ref.key in drifted
+        drifted[expected.ref.key] = Drift(ref=expected.ref, at=datetime.now(UTC), live=live)
+        if not known:
+            self._on_drift(expected.owner)
 
     def _judge(self, expected: _Expected, live: Json | None) -> None:
         table = self._health.setdefault(expected.owner, {})
@@ -168,7 +248,7 @@ class Follower:
     async def _watch(self, place: Place, owner: str) -> None:
         watched = self._watched.get(place)
         if watched is None:
-            group, version, kind, namespace = place
+            account, group, version, kind, namespace = place
             try:
                 resource = await self._cluster.resource(group, version, kind)
             except GitsyncError as error:
@@ -182,10 +262,23 @@ class Follower:
                 lambda seen: self._heard(group, kind, seen),
                 namespace=namespace,
                 label_selector=LABEL_APPLICATION,
+                impersonate=account,
+                on_stale=lambda error: self._stale(kind, namespace, error),
             )
             task = asyncio.create_task(watcher.run(), name=f"follow {kind} in {namespace or 'the cluster'}")
             watched = self._watched[place] = _Watched(watcher, task)
         watched.users.add(owner)
+
+    def _stale(self, kind: str, namespace: str, error: GitsyncError | None) -> None:
+        if error is not None:
+            log.warning("a watch is blind", kind=kind, namespace=namespace, reason=error.reason, error=str(error))
+        else:
+            log.info("a watch sees again", kind=kind, namespace=namespace)
+
+    def blind(self) -> float:
+        """For how many seconds the watch that is blind longest has seen nothing; 0 if all see."""
+        now = time.monotonic()
+        return max((now - (watched.watcher.stale_since or now) for watched in self._watched.values()), default=0.0)
 
     async def _leave(self, place: Place, owner: str) -> None:
         watched = self._watched[place]

@@ -333,7 +333,7 @@ WEB: Key = ("apps", "Deployment", "shop", "web")
 
 @pytest.mark.parametrize("scaler", [HPA, KEDA])
 @pytest.mark.parametrize("where", ["git", "cluster"])
-def test_replicas_of_an_autoscaled_object_are_not_sent(scaler: str, where: str) -> None:
+def test_replicas_of_an_autoscaled_object_are_where_it_starts_and_no_more(scaler: str, where: str) -> None:
     there = cluster(DEPLOYMENT.replace("replicas: 2", "replicas: 7"))
     there[WEB]["metadata"]["managedFields"] = [
         {"manager": "gitsync", "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}}
@@ -342,9 +342,8 @@ def test_replicas_of_an_autoscaled_object_are_not_sent(scaler: str, where: str) 
     result = make(text, there, autoscalers=objects(scaler) if where == "cluster" else ())
     change = next(each for each in result.changes if each.manifest.ref.key == WEB)
     assert change.action is Action.UNCHANGED
-    assert "replicas" not in change.manifest.object["spec"]
     created = next(each for each in make(text, autoscalers=objects(scaler)).changes if each.manifest.ref.key == WEB)
-    assert "replicas" not in created.manifest.object["spec"]
+    assert created.manifest.object["spec"]["replicas"] == 2
 
 
 def test_an_autoscaler_in_another_namespace_scales_nothing_here() -> None:

@@ -1,0 +1,137 @@
+"""No drift is missed, invented or told twice, whatever the order in which a reply and the watch's news arrive."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gitsync.cluster.client import Cluster
+from gitsync.model import LABEL_APPLICATION, Health, Json, ObjectRef
+from gitsync.plan.diff import owned_digest
+from gitsync.rollout.follow import Follower
+
+APP = "shop/web"
+
+
+def config(namespace: str, **data: str) -> Json:
+    metadata = {"name": "web", "namespace": namespace, "labels": {LABEL_APPLICATION: "web"}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+class Followed:
+    """A follower of one ConfigMap that was sent with ``key: ours``."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self.sent = config(namespace, key="ours")
+        self.ref = ObjectRef.of(self.sent)
+        self.woken = 0
+        self.changed = asyncio.Event()
+
+        def woken(_: str) -> None:
+            self.woken += 1
+            self.changed.set()
+
+        def lives(_: str, __: Health) -> None: ...
+
+        self.follower = Follower(cluster, owned_digest, on_drift=woken, on_health=lives)
+
+    async def apply(self) -> Json:
+        return (await self.cluster.apply(self.sent)).object
+
+    async def follow(self, reply: Json) -> None:
+        await self.follower.follow(APP, [(self.ref, self.sent, reply)])
+
+    async def edit(self, value: str = "theirs", **more: str) -> str:
+        """By somebody else; the version that it became."""
+        live = await self.cluster.patch(self.ref, {"data": {"key": value, **more}})
+        return str(live["metadata"]["resourceVersion"])
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def heard(self, version: str) -> None:
+        (watched,) = self.follower._watched.values()
+        await self.until(lambda: watched.watcher.entries[self.ref.namespace, "web"].version == version)
+
+    @property
+    def drift(self) -> object:
+        return self.follower.drifted(APP).get(self.ref.key)
+
+
+@asynccontextmanager
+async def following(cluster: Cluster, namespace: str) -> AsyncGenerator[Followed]:
+    it = Followed(cluster, namespace)
+    async with it.follower:
+        reply = await it.apply()
+        await it.follow(reply)
+        (watched,) = it.follower._watched.values()
+        await watched.watcher.synced.wait()
+        yield it
+
+
+async def test_it_wakes_once_and_again_when_it_is_right_without_our_doing(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        await it.heard(await it.edit(other="no concern of ours", value="ours"))
+        assert (it.woken, it.drift) == (0, None)
+        for value in ("one", "two", "three"):
+            await it.heard(await it.edit(value))
+        assert it.woken == 1
+        assert it.drift is not None
+        await it.heard(await it.edit("ours"))
+        assert (it.woken, it.drift) == (2, None)
+
+
+async def test_a_reply_settles_it_before_and_after_the_watch_has_told_it(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        for patiently in (True, False):
+            await it.heard(await it.edit())
+            it.follower.attend(APP)
+            reply = await it.apply()
+            if patiently:
+                await it.heard(str(reply["metadata"]["resourceVersion"]))
+            it.follower.accept(it.ref, reply)
+            assert it.drift is None
+            await it.heard(str(reply["metadata"]["resourceVersion"]))
+            assert it.drift is None
+
+
+@pytest.mark.parametrize("strikes", ["edit", "delete"])
+async def test_who_strikes_between_the_write_and_its_reply_is_not_forgotten(
+    cluster: Cluster, namespace: str, strikes: str
+) -> None:
+    async with following(cluster, namespace) as it:
+        await it.heard(await it.edit())
+        it.follower.attend(APP)
+        reply = await it.apply()
+        if strikes == "edit":
+            await it.heard(await it.edit("again"))
+        else:
+            await it.cluster.delete(it.ref, str(reply["metadata"]["uid"]))
+            (watched,) = it.follower._watched.values()
+            await it.until(lambda: not watched.watcher.entries)
+        woken = it.woken
+        it.follower.accept(it.ref, reply)
+        assert it.drift is not None
+        assert it.woken == woken + 1
+
+
+async def test_who_edits_during_a_rollout_is_found_when_it_has_ended(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        it.follower.attend(APP)
+        it.sent = config(namespace, key="ours", new="of this commit")
+        reply = await it.apply()
+        await it.heard(await it.edit("ours", new="theirs"))  # what the former commit sent is as it was
+        await it.follow(reply)
+        assert it.drift is not None
+        assert it.woken == 1
+
+
+async def test_a_removed_label_does_not_hide_what_follows(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        await it.cluster.patch(it.ref, {"metadata": {"labels": {LABEL_APPLICATION: None}}})
+        await it.until(lambda: it.drift is not None)
+        assert not it.follower.equal(it.ref, await it.cluster.get(it.ref) or {})
