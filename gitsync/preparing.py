@@ -51,7 +51,7 @@ from gitsync.model import (
     Stage,
     SyncStatus,
 )
-from gitsync.plan import PlanOptions, autoscaled, plan
+from gitsync.plan import OTHER_TOOL, PlanOptions, autoscaled, plan
 from gitsync.plan.waves import name_jobs
 from gitsync.render import RenderOptions, pin, references, render, stamp, with_namespace
 from gitsync.report.reporter import Run
@@ -290,6 +290,9 @@ class Preparing:
             run.log.info(
                 "finding", rule=finding.rule, level=finding.level, object=str(finding.ref), says=finding.message
             )
+            if finding.rule == OTHER_TOOL:
+                text = f"{finding.ref}: {finding.message}; {finding.hint}"
+                self._tools.reporter.event(application, "OtherTool", text, warning=True, action="Plan")
         return Prepared(
             application=application,
             decision=decision,

@@ -85,6 +85,7 @@ def plan(
         *lint(replace(desired, manifests=tuple(manifests)), {**previous, **live}, autoscalers=tuple(autoscalers)),
         *(finding for change in changes.values() for finding in _replacement(change)),
         *_renames(changes.values(), [*prunes, *held], {**previous, **live}),
+        *_other_tools(manifests, live),
     ]
     if not options.accept_interruption:
         vetoes += _exclusive_claims(changes.values(), [*prunes, *held], live, manifests)
@@ -92,7 +93,7 @@ def plan(
     if vetoes:
         raise _all_of(vetoes)
     if options.zero_downtime == "off":
-        findings = [finding for finding in findings if finding.rule in ("replaced", "renamed")]
+        findings = [finding for finding in findings if finding.rule in ("replaced", "renamed", OTHER_TOOL)]
     ordered = waves(manifests)
     return Plan(
         revision=desired.revision,
@@ -324,6 +325,57 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(child, f"{path}[{index}]")
     else:
         yield path, value
+
+
+OTHER_TOOL = "other-tool"
+"""Rule of the finding that another GitOps tool keeps the same object."""
+
+#: Labels and annotations by which other tools mark what they keep, and the field managers under which they write.
+_MARKS = {
+    "argocd.argoproj.io/tracking-id": "Argo CD",
+    "argocd.argoproj.io/instance": "Argo CD",
+    "kustomize.toolkit.fluxcd.io/name": "Flux",
+    "helm.toolkit.fluxcd.io/name": "Flux",
+    "meta.helm.sh/release-name": "Helm",
+    "werf.io/version": "werf",
+    "kapp.k14s.io/app": "kapp",
+}
+_MANAGERS = {
+    "argocd-controller": "Argo CD",
+    "argocd-application-controller": "Argo CD",
+    "kustomize-controller": "Flux",
+    "helm-controller": "Flux",
+}
+
+
+def _other_tools(manifests: Iterable[Manifest], live: Objects) -> Iterator[Finding]:
+    """Two that keep one object equal to two repositories never end. Marks that git itself sets are git's business."""
+    for manifest in manifests:
+        metadata = as_map(live.get(manifest.ref.key, {}), "metadata")
+        own = as_map(manifest.object, "metadata")
+        written = {key for field in ("labels", "annotations") for key in as_map(own, field)}
+        marks = {key: tool for key, tool in _MARKS.items() if key not in written and _marked(metadata, key)}
+        managers = {
+            name: _MANAGERS[name] for name in map(_manager, as_list(metadata, "managedFields")) if name in _MANAGERS
+        }
+        if marks or managers:
+            tool, signs = next(iter({**managers, **marks}.values())), ", ".join([*marks, *managers])
+            yield Finding(
+                rule=OTHER_TOOL,
+                level="warning",
+                ref=manifest.ref,
+                origin=manifest.origin,
+                message=f"{tool} keeps it, too ({signs}): the two will undo each other's work",
+                hint=f"take it away from {tool}, and its mark from the object",
+            )
+
+
+def _marked(metadata: Json, key: str) -> bool:
+    return any(as_map(metadata, field).get(key) for field in ("labels", "annotations"))
+
+
+def _manager(entry: Json) -> str:
+    return str(entry.get("manager") or "")
 
 
 # ---------------------------------------------------------------- what two cannot have at once

@@ -648,3 +648,32 @@ def test_malformed_objects_are_left_to_the_server(git: list[Json], there: list[J
 
 def test_yaml_of_the_tables_is_what_it_seems() -> None:
     assert yaml.safe_load(DEPLOYMENT)["spec"]["selector"] == {"matchLabels": {"app": "web"}}
+
+
+# ---------------------------------------------------------------- other tools
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tool"),
+    [
+        ({"annotations": {"argocd.argoproj.io/tracking-id": "shop:apps/Deployment:shop/web"}}, "Argo CD"),
+        ({"labels": {"kustomize.toolkit.fluxcd.io/name": "shop"}}, "Flux"),
+        ({"annotations": {"meta.helm.sh/release-name": "shop"}}, "Helm"),
+        ({"managedFields": [{"manager": "argocd-controller", "operation": "Apply"}]}, "Argo CD"),
+        ({"managedFields": [{"manager": "kustomize-controller", "operation": "Apply"}]}, "Flux"),
+        ({"managedFields": [{"manager": "kubectl", "operation": "Apply"}]}, ""),
+        ({}, ""),
+    ],
+)
+def test_another_tool_that_keeps_the_object_is_named_before_anything_is_written(metadata: Any, tool: str) -> None:
+    there = cluster(DEPLOYMENT)
+    there[WEB]["metadata"] |= metadata
+    for setting in ("warn", "off"):
+        found = [each for each in make(DEPLOYMENT, there, zero_downtime=setting).findings if each.rule == "other-tool"]
+        assert [each.message.partition(" keeps")[0] for each in found] == ([tool] if tool else [])
+
+
+def test_a_mark_that_git_sets_is_no_sign_of_another_tool() -> None:
+    marked = DEPLOYMENT.replace("name: web,", "name: web, labels: {kapp.k14s.io/app: x},", 1)
+    found = make(marked, cluster(marked)).findings
+    assert "other-tool" not in {each.rule for each in found}
