@@ -212,10 +212,13 @@ class GitHost:
                 if self.failure is Failure.TRICKLE:
                     await asyncio.sleep(1)
             await response.write_eof()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 5)
         finally:
             feeding.cancel()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            if process.returncode is None:  # killing one that has just ended would take its exit code from the watcher
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
             await process.wait()
             with contextlib.suppress(asyncio.CancelledError, OSError):
                 await feeding
