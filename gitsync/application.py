@@ -323,8 +323,6 @@ class Registry(_Model):
     Default: repository."""
     secret_ref: SecretRef | None = None
     """Secret of type kubernetes.io/dockerconfigjson with the login to push. Pods need one of their own to pull."""
-    insecure: bool | None = None
-    """Speak plain HTTP to the registry. Only for one that cannot be reached from outside."""
 
 
 class Dependency(_Model):

@@ -55,7 +55,7 @@ class GitsyncError(Exception):
         place = f"({self.origin})" if self.origin else ""
         head = " ".join(part for part in (subject, place) if part)
         text = f"while {head}: {self.message}" if subject else f"{head}: {self.message}" if head else self.message
-        return f"{text}; {self.hint}" if self.hint else text
+        return f"{text.rstrip('.')}; {self.hint}" if self.hint else text
 
 
 class Transient(GitsyncError):
