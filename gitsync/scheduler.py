@@ -130,7 +130,7 @@ class Scheduler(Generic[P]):
                 try:
                     await asyncio.wait(
                         [woken, gone, *lanes],
-                        timeout=max(0.0, due - loop.time()) if driver.preparing is None else None,
+                        timeout=max(0.0, due - loop.time()),
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                 finally:
@@ -143,15 +143,15 @@ class Scheduler(Generic[P]):
                     due = self._prepared(driver, driver.preparing, loop.time())
                 if driver.peeking is not None and driver.peeking.done():
                     self._peeked(driver, driver.peeking, loop.time())
-                if driver.wake.is_set() or (loop.time() >= due and driver.preparing is None):
-                    driver.wake.clear()
+                if driver.wake.is_set() or loop.time() >= due:
+                    due = loop.time() + self._poll(driver.key)
                     if driver.preparing is None:
                         self._prepare(driver)
-                        due = loop.time() + self._poll(driver.key)
                     else:
-                        driver.again = True
+                        driver.again |= driver.wake.is_set()
                         if driver.peeking is None:
                             driver.peeking = asyncio.create_task(self._work.head(driver.key))
+                    driver.wake.clear()
         finally:
             gone.cancel()
             await self._stop(driver)
@@ -166,7 +166,7 @@ class Scheduler(Generic[P]):
             return await self._work.prepare(driver.key, driver.target)
 
     def _peeked(self, driver: _Driver[P], task: asyncio.Task[str], now: float) -> None:
-        """Woken in mid-preparation: if the head moved on, what is being prepared is of no use any more."""
+        """Woken or polled in mid-preparation: if the head moved on, what is being prepared is of no use any more."""
         driver.peeking = None
         head = "" if task.cancelled() or task.exception() else task.result()
         if not head or driver.preparing is None or not driver.target.sha or driver.target.sha == head:
@@ -175,6 +175,7 @@ class Scheduler(Generic[P]):
             driver.undelivered_since = now
         if self._starving(driver, now):
             log.info("preparation goes on although a newer commit came: nothing was delivered for a while")
+            driver.again = True
             return
         driver.preparing.cancel()
 

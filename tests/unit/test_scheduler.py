@@ -25,6 +25,7 @@ class Script:
         self.may_prepare = asyncio.Event()
         self.may_finish = asyncio.Event()
         self.failures: deque[Exception] = deque()
+        self.poll = 3600.0
         self.may_prepare.set()
         self.may_finish.set()
 
@@ -32,7 +33,7 @@ class Script:
         return self.head_sha
 
     def interval(self, key: str) -> float:
-        return 3600
+        return self.poll
 
     async def prepare(self, key: str, target: Target) -> str | None:
         sha = target.sha = self.head_sha
@@ -93,6 +94,21 @@ async def test_preparing_an_older_commit_is_cancelled_at_once() -> None:
         work.may_prepare.set()
         await until(lambda: work.deployed == ["b"])
     assert work.deployed == ["b"]
+
+
+async def test_a_poll_finds_a_newer_commit_in_mid_preparation_too() -> None:
+    work = Script()
+    work.poll = 0.01
+    work.may_prepare.clear()
+    async with Scheduler(work) as scheduler:
+        scheduler.wake("shop/web")
+        await work.building.wait()
+        await asyncio.sleep(0.05)
+        assert work.cancelled == []
+        work.head_sha = "b"
+        await until(lambda: work.cancelled == ["a"])
+        work.may_prepare.set()
+        await until(lambda: work.deployed == ["b"])
 
 
 async def test_a_trigger_without_a_newer_commit_cancels_nothing() -> None:
