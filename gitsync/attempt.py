@@ -19,7 +19,7 @@ import orjson
 
 from gitsync.application import DEFAULT_PATHS, Application
 from gitsync.cluster.record import Attempt, Quarantined, Record
-from gitsync.errors import Invalid
+from gitsync.errors import GitsyncError, Invalid
 from gitsync.model import (
     ANNOTATION_APPROVE,
     ANNOTATION_RECONCILE,
@@ -86,6 +86,7 @@ class Prepared:
     live: Mapping[Key, Json]
     record_generation: int = 0
     repair: bool = False  # of what somebody changed since the last delivery: no new commit
+    abandons: GitsyncError | None = None  # why the attempt that is under way is taken back; nothing of the plan is sent
 
     def resumes(self, attempt: Attempt) -> bool:
         return attempt.digest == self.digest and attempt.revision == self.plan.revision
@@ -262,23 +263,36 @@ def without(record: Record, gone: Collection[Key]) -> Record:
     return replace(record, inventory=tuple(item for item in record.inventory if item.ref.key not in gone))
 
 
+def surviving(inventory: Sequence[InventoryItem], prepared: Prepared) -> tuple[InventoryItem, ...]:
+    """Without what is neither wanted, nor alive under its UID as the plan was made: it went, whoever deleted it."""
+    wanted = {change.manifest.ref.key for change in prepared.plan.changes}
+    uids = {key: obj["metadata"]["uid"] for key, obj in prepared.live.items()}
+    return tuple(item for item in inventory if item.ref.key in wanted or uids.get(item.ref.key) == item.uid)
+
+
 def begun(record: Record, prepared: Prepared) -> Record:
-    """The Record with the attempt in it. An attempt that is resumed keeps when it began and what it created."""
-    changes = prepared.plan.changes
-    former = record.attempt if record.attempt is not None and prepared.resumes(record.attempt) else None
+    """The Record with the attempt in it.
+
+    An attempt that is resumed keeps when it began. One that is resumed or overtaken leaves what it has created and
+    replaced to its successor: a restore has to go back behind both.
+    """
+    changes, former = prepared.plan.changes, record.attempt
+    resumed = former is not None and prepared.resumes(former)
     creates = {change.manifest.ref for change in changes if change.action is Action.CREATE}
+    replaces = {change.manifest.ref for change in changes if change.action is Action.REPLACE}
     attempt = Attempt(
         revision=prepared.plan.revision,
         phase=Stage.ROLLOUT,
         objects=tuple(change.manifest.object for change in changes),
         origins=tuple(change.manifest.origin for change in changes),
         creates=tuple(sorted(creates | set(former.creates if former else ()))),
-        replaces=tuple(change.manifest.ref for change in changes if change.action is Action.REPLACE),
+        replaces=tuple(sorted(replaces | set(former.replaces if former else ()))),
         images=prepared.images.images,
         bases=prepared.images.bases,
-        started_at=former.started_at if former else datetime.now(UTC),
+        started_at=former.started_at if former and resumed else datetime.now(UTC),
         generation=prepared.application.generation,
         digest=prepared.digest,
+        overtook=former is not None and (former.overtook or not resumed),
     )
     return replace(
         record, attempt=attempt, inventory=merged(record.inventory, prepared.present),
@@ -297,10 +311,11 @@ def quarantined(prepared: Prepared, stage: Stage, message: str) -> Quarantined:
     )
 
 
-def remembered(entries: Sequence[Quarantined], entry: Quarantined) -> tuple[Quarantined, ...]:
+def remembered(entries: Sequence[Quarantined], *more: Quarantined) -> tuple[Quarantined, ...]:
     """One entry per input; the oldest of many are forgotten."""
-    others = [each for each in entries if (each.digest, each.generation) != (entry.digest, entry.generation)]
-    return (*others, entry)[-MOST_QUARANTINED:]
+    by_input = {(each.digest, each.generation): each for each in more}
+    others = [each for each in entries if (each.digest, each.generation) not in by_input]
+    return (*others, *by_input.values())[-MOST_QUARANTINED:]
 
 
 # ---------------------------------------------------------------- the plan

@@ -27,6 +27,7 @@ from gitsync.attempt import (
     quarantined,
     remembered,
     summary,
+    surviving,
     without,
 )
 from gitsync.cluster.record import GoodState, HistoryEntry, Record
@@ -72,7 +73,7 @@ class Delivering:
             lambda now: replace(
                 now,
                 last_good=replace(good, revision=revision, images=prepared.images.images),
-                inventory=merged(now.inventory, prepared.present),
+                inventory=merged(surviving(now.inventory, prepared), prepared.present),
                 bases={**now.bases, **prepared.images.bases},
             ),
         )
@@ -160,7 +161,7 @@ class Delivering:
                 now,
                 last_good=good,
                 attempt=None,
-                inventory=merged(now.inventory, prepared.present),
+                inventory=merged(surviving(now.inventory, prepared), prepared.present),
                 history=(entry, *now.history)[:MOST_HISTORY],
                 bases={**now.bases, **prepared.images.bases},
             ),
@@ -231,14 +232,14 @@ class Delivering:
         attempt, good = record.attempt, record.last_good
         assert attempt is not None
         async with run.stage(Stage.RESTORE, message):
-            entry = quarantined(prepared, Stage.ROLLOUT, message)
+            entries = () if prepared.abandons else (quarantined(prepared, Stage.ROLLOUT, message),)
             record = await self._ledger.save(
                 application,
                 memory,
                 lambda now: replace(
                     now,
                     attempt=replace(attempt, phase=Stage.RESTORE),
-                    quarantine=remembered(now.quarantine, entry),
+                    quarantine=remembered(now.quarantine, *entries),
                 ),
             )
             landed: list[Applied] = []
@@ -275,9 +276,9 @@ class Delivering:
         back = f"{good.revision} serves again" if good else "nothing was deployed before"
         error = Refused(
             " ".join([message.rstrip(".") + ".", *statements]).strip(),
-            doing=f"rolling out {attempt.revision}",
+            doing="" if prepared.abandons else f"rolling out {attempt.revision}",
             hint=f"{back}; push a fix, or 'gitsync sync --retry {application.key}'",
-            reason="RolloutFailed",
+            reason=prepared.abandons.reason if prepared.abandons else "RolloutFailed",
         )
         outcome = "restored" if good else "failed"
         self._tools.reporter.metrics.deployed(application.namespace, application.name, outcome)

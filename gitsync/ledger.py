@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gitsync.application import Application
-from gitsync.attempt import Memory, handled, merged, remembered
+from gitsync.attempt import Decision, Memory, handled, merged, remembered
 from gitsync.cluster.answers import Rejected
 from gitsync.cluster.client import Cluster
 from gitsync.cluster.record import Quarantined, Record, Records
@@ -79,24 +79,35 @@ class Ledger:
             memory.record = await self._tools.records.save(after, owner_uid=application.uid)
             return memory.record
 
-    async def remember(self, application: Application, memory: Memory, run: Run, error: GitsyncError) -> None:
-        """The same input is not tried again: in memory, and if a build or the server refused it, in the Record."""
-        memory.decided = memory.considering
+    async def remember(
+        self,
+        application: Application,
+        memory: Memory,
+        run: Run,
+        error: GitsyncError,
+        *,
+        decision: Decision | None,
+        digest: str,
+    ) -> None:
+        """The same input is not tried again: in memory, and if a build or the server refused it, in the Record.
+
+        ``decision`` and ``digest`` are of what was refused; the other lane may be considering something else.
+        """
+        memory.decided = decision
         good = memory.record.last_good if memory.record else None
-        newer = memory.considering is not None and (good is None or good.revision.sha != memory.considering.sha)
+        newer = decision is not None and (good is None or good.revision.sha != decision.sha)
         changes: dict[str, Any] = {
             "sync": SyncStatus.OUT_OF_SYNC if newer else SyncStatus.UNKNOWN,
             **handled(application),
         }
-        evidence = isinstance(error, BuildFailed | Rejected) and memory.digest and memory.considering
-        if evidence and memory.considering is not None:
+        if isinstance(error, BuildFailed | Rejected) and digest and decision is not None:
             entry = Quarantined(
-                digest=memory.digest,
+                digest=digest,
                 generation=application.generation,
                 revision=Revision(
                     repository=application.spec.source.repository,
                     ref=application.spec.source.ref.value,
-                    sha=memory.considering.sha,
+                    sha=decision.sha,
                 ),
                 stage=run.at,
                 message=str(error),

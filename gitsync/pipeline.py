@@ -109,8 +109,14 @@ class Pipeline:
             await self._delivering.keep_finalizer(application)
             return await self._prepare(application, memory, run, target)
         except (Invalid, Held) as error:  # told already; the same again would say the same again
-            await self._ledger.remember(application, memory, run, error)
-            return None
+            decision = memory.considering
+            await self._ledger.remember(application, memory, run, error, decision=decision, digest=memory.digest)
+            record = memory.record
+            if record is None or record.attempt is None or memory.applying is not None:
+                return None
+            # What was begun will not be gone on with: it must not stay as a half.
+            decision = decision or decision_of(application, record.attempt.revision)
+            return self._preparing.abandon(application, record, decision, error)
 
     async def _prepare(self, application: Application, memory: Memory, run: Run, target: Target) -> Prepared | None:
         if application.spec.sync.suspend:
@@ -167,8 +173,9 @@ class Pipeline:
         try:
             return await self._apply(prepared, memory, run, handover)
         except (Invalid, Held) as error:  # told already
-            memory.considering, memory.digest = prepared.decision, prepared.digest
-            await self._ledger.remember(prepared.application, memory, run, error)
+            await self._ledger.remember(
+                prepared.application, memory, run, error, decision=prepared.decision, digest=prepared.digest
+            )
             return Outcome()
         finally:
             memory.applying = None
@@ -176,11 +183,19 @@ class Pipeline:
     async def _apply(self, prepared: Prepared, memory: Memory, run: Run, handover: Handover) -> Outcome:
         application = prepared.application
         if prepared.repair:
+<<<<<<< HEAD
             await self._healing.mend(prepared, memory, run)
             # Nothing new was delivered: git is asked when it would have been asked anyway.
             due = memory.fetched + self.interval(application.key)
             return Outcome(retry_after=max(0.0, due - time.monotonic()))
         self._healing.pause(application, memory)
+=======
+            return await self._healing.mend(prepared, memory)
+        memory.following = False
+        memory.replies.clear()
+        if prepared.abandons is not None:
+            return await self._delivering.restore(prepared, memory, run, handover, str(prepared.abandons))
+>>>>>>> d1f48b3 (wip)
         async with run.stage(Stage.PLAN):
             record = await self._ledger.current(application, memory)
             if record.stored.generation != prepared.record_generation:  # another rollout came in between

@@ -31,7 +31,7 @@ from gitsync.attempt import (
 from gitsync.cluster.answers import NoKind
 from gitsync.cluster.client import service_account
 from gitsync.cluster.record import Attempt, Record
-from gitsync.errors import BuildFailed, Held, Invalid, Refused, Waiting
+from gitsync.errors import BuildFailed, GitsyncError, Held, Invalid, Refused, Waiting
 from gitsync.images import Destination, ImageUse, RegistryCredentials, describe, select
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import (
@@ -371,6 +371,22 @@ class Preparing:
         memory.considering, memory.digest = decision, attempt.digest
         async with run.stage(Stage.PLAN, "resuming what was interrupted"):
             return await self.plan(application, memory, record, decision, desired, images, attempt.digest, run)
+
+    def abandon(self, application: Application, record: Record, decision: Decision, error: GitsyncError) -> Prepared:
+        """What is under way has no future, because what ``decision`` names was refused: take it back."""
+        source = application.spec.source
+        revision = Revision(repository=source.repository, ref=source.ref.value, sha=decision.sha)
+        return Prepared(
+            application=application,
+            decision=decision,
+            plan=Plan(revision=revision, waves=()),
+            images=ImageSet(),
+            digest="",
+            target=self.target(application),
+            live={},
+            record_generation=record.stored.generation,
+            abandons=error,
+        )
 
     async def settle(self, application: Application, memory: Memory, record: Record, attempt: Attempt) -> Record:
         """A crash may have come between a creation and its record: what we created is ours."""

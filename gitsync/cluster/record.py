@@ -70,7 +70,8 @@ class Attempt:
 
     ``objects`` are rendered, pinned and labelled; ``origins`` says where each came from (or is empty). ``phase`` is the
     step being taken and ``wave`` the wave, from 0. ``creates`` are the objects that did not exist when it was planned:
-    only these may a restore remove again. ``replaces`` are those whose interruption was accepted.
+    only these may a restore remove again. ``replaces`` are those whose interruption was accepted. One that overtook an
+    unfinished attempt answers for what that one had created and changed, too.
     """
 
     revision: Revision
@@ -85,6 +86,7 @@ class Attempt:
     started_at: datetime
     generation: int = 0  # of the Application's spec
     digest: str = ""  # what quarantine would remember
+    overtook: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,8 @@ async def restore(
 ) -> Restored:
     """Re-apply every object of the last good state that the attempt changed, settings before the pods that read them.
 
+    Where it overtook another attempt, which may have changed any of them, that is every object.
+
     What the API server refuses to take back (a shrunk claim) becomes a statement and does not stop the rest.
     ``Transient`` if some object could not be sent; calling again is harmless. Without a last good state nothing is
     done.
@@ -75,7 +77,7 @@ async def restore(
             )
         )
     sent = {ObjectRef.of(obj).key: obj for obj in attempt.objects}
-    changed = [obj for obj in last_good.objects if sent.get(ObjectRef.of(obj).key) != obj]
+    changed = [obj for obj in last_good.objects if attempt.overtook or sent.get(ObjectRef.of(obj).key) != obj]
     uids = {item.ref.key: item.uid for item in inventory}
     replaceable = {ref.key for ref in attempt.replaces}
     origin = Origin(repository=last_good.revision.repository, sha=last_good.revision.sha)

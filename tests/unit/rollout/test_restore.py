@@ -70,6 +70,21 @@ async def test_changed_objects_go_back_and_created_ones_go_away(
     assert [item.ref.name for item in again.removed] == ["extra"]  # as after a crash
 
 
+async def test_one_that_overtook_another_puts_back_what_that_one_changed(
+    target: Target, namespace: str, cluster: Cluster
+) -> None:
+    old, half = config_map(namespace, "c", a="1"), config_map(namespace, "c", a="of the other")
+    before = good(target, old)
+    inventory = await send(target, half)
+    tried = attempt(target, old)  # it wanted the old content again, and failed before it was sent
+    assert (await restore(target, before, tried, inventory=inventory)).applied == ()
+    restored = await restore(target, before, replace(tried, overtook=True), inventory=inventory)
+    assert [each.ref.name for each in restored.applied] == ["c"]
+    live = await alive(cluster, old)
+    assert live is not None
+    assert live["data"] == {"a": "1"}
+
+
 async def test_what_cannot_be_undone_is_said(target: Target, namespace: str, cluster: Cluster) -> None:
     immutable = config_map(namespace, "fixed", a="2") | {"immutable": True}
     job: Json = {

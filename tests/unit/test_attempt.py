@@ -1,0 +1,366 @@
+"""What a run decides without asking anybody: Records, plans and inputs go in, new ones come out."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from gitsync.application import Application
+from gitsync.attempt import (
+    MOST_QUARANTINED,
+    Decision,
+    Handover,
+    Prepared,
+    approved,
+    begun,
+    decision_of,
+    essence,
+    followed,
+    held_message,
+    image_specs,
+    input_digest,
+    manifests_path,
+    merged,
+    needed,
+    placed,
+    quarantined,
+    ref_of,
+    remembered,
+    summary,
+    surviving,
+    without,
+    without_effectless,
+)
+from gitsync.cluster.client import Cluster
+from gitsync.cluster.record import Attempt, Quarantined, Record
+from gitsync.errors import Invalid
+from gitsync.model import (
+    ANNOTATION_APPROVE,
+    ANNOTATION_RECONCILE,
+    ANNOTATION_RETRY,
+    Action,
+    Applied,
+    Change,
+    Desired,
+    FieldChange,
+    ImageSet,
+    InventoryItem,
+    Json,
+    Manifest,
+    ObjectRef,
+    Origin,
+    Plan,
+    Revision,
+    Snapshot,
+    Stage,
+)
+from gitsync.rollout.target import Target
+
+SHA, OLDER = "b" * 40, "a" * 40
+REVISION = Revision(repository="https://git.example.com/shop.git", ref="main", sha=SHA)
+
+
+def application(spec: Json | None = None, *, annotations: Json | None = None) -> Application:
+    return Application.parse(
+        {
+            "apiVersion": "gitsync.dev/v1alpha1",
+            "kind": "Application",
+            "metadata": {"name": "shop", "namespace": "prod", "generation": 4, "annotations": annotations or {}},
+            "spec": {"source": {"repository": "https://git.example.com/shop.git"}} | (spec or {}),
+        }
+    )
+
+
+def manifest(kind: str, name: str, **fields: Any) -> Manifest:
+    group = {"Deployment": "apps/", "Job": "batch/"}.get(kind, "")
+    obj: Json = {"apiVersion": f"{group}v1", "kind": kind, "metadata": {"name": name, "namespace": "prod"}} | fields
+    return Manifest(ref=ObjectRef.of(obj), object=obj, origin=Origin(file=f"{name}.yaml", line=3))
+
+
+def change(action: Action, kind: str, name: str, **fields: Any) -> Change:
+    return Change(action=action, manifest=manifest(kind, name, **fields))
+
+
+def item(name: str, uid: str = "1") -> InventoryItem:
+    return InventoryItem(ref=manifest("ConfigMap", name).ref, uid=uid)
+
+
+def prepared(*changes: Change, digest: str = "d", revision: Revision = REVISION, **plan: Any) -> Prepared:
+    app = application()
+    return Prepared(
+        application=app,
+        decision=decision_of(app, revision),
+        plan=Plan(revision=revision, waves=(changes,), **plan),
+        images=ImageSet(bases={"node": "sha256:1"}),
+        digest=digest,
+        target=Target(cluster=cast(Cluster, None), application=app.ref),
+        live={},
+    )
+
+
+def record(**fields: Any) -> Record:
+    return Record(application=application().ref, **fields)
+
+
+# ---------------------------------------------------------------- the attempt in the Record
+
+
+def test_an_attempt_holds_all_that_a_restart_needs() -> None:
+    plan = prepared(
+        change(Action.CREATE, "ConfigMap", "new"),
+        change(Action.UNCHANGED, "Service", "same"),
+        change(Action.REPLACE, "Job", "anew"),
+    )
+    after = begun(record(bases={"busybox": "sha256:0"}), replace(plan, present=(item("same", "7"),)))
+    attempt = after.attempt
+    assert attempt is not None
+    assert (attempt.revision, attempt.phase, attempt.digest, attempt.generation) == (REVISION, Stage.ROLLOUT, "d", 4)
+    assert [obj["metadata"]["name"] for obj in attempt.objects] == ["new", "same", "anew"]
+    assert [origin.file for origin in attempt.origins] == ["new.yaml", "same.yaml", "anew.yaml"]
+    assert [ref.name for ref in attempt.creates] == ["new"]
+    assert [ref.name for ref in attempt.replaces] == ["anew"]
+    assert not attempt.overtook
+    assert after.inventory == (item("same", "7"),)
+    assert after.bases == {"busybox": "sha256:0", "node": "sha256:1"}
+
+
+def former(plan: Prepared) -> Attempt:
+    attempt = begun(record(), plan).attempt
+    assert attempt is not None
+    return replace(attempt, started_at=datetime(2026, 1, 2, tzinfo=UTC))
+
+
+def test_a_resumed_attempt_keeps_when_it_began_and_what_it_created() -> None:
+    before = former(prepared(change(Action.CREATE, "ConfigMap", "made")))
+    attempt = begun(record(attempt=before), prepared(change(Action.UNCHANGED, "ConfigMap", "made"))).attempt
+    assert attempt is not None
+    assert attempt.started_at == before.started_at
+    assert [ref.name for ref in attempt.creates] == ["made"]
+    assert not attempt.overtook
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        prepared(change(Action.CREATE, "ConfigMap", "b"), digest="other"),
+        prepared(change(Action.CREATE, "ConfigMap", "b"), revision=replace(REVISION, sha=OLDER)),
+    ],
+    ids=["other input", "other commit"],
+)
+def test_an_attempt_that_overtakes_answers_for_what_the_other_did(newer: Prepared) -> None:
+    before = former(prepared(change(Action.CREATE, "ConfigMap", "a"), change(Action.REPLACE, "Job", "j")))
+    after = begun(record(attempt=before), newer)
+    attempt = after.attempt
+    assert attempt is not None
+    assert attempt.overtook
+    assert attempt.started_at > before.started_at
+    assert {ref.name for ref in attempt.creates} == {"a", "b"}
+    assert {ref.name for ref in attempt.replaces} == {"j"}
+    again = begun(after, newer).attempt
+    assert again is not None
+    assert again.overtook, "a restart of it does not forget"
+
+
+def test_the_newest_uid_of_an_object_is_the_one_that_is_ours() -> None:
+    both = merged((item("a", "1"), item("b", "2")), [item("a", "3"), item("c", "4")])
+    assert both == (item("a", "3"), item("b", "2"), item("c", "4"))
+    left = without(record(inventory=both), {item("b").ref.key})
+    assert left.inventory == (item("a", "3"), item("c", "4"))
+
+
+def test_what_went_leaves_the_inventory_and_an_error_is_no_absence() -> None:
+    wanted, alive = change(Action.CREATE, "ConfigMap", "wanted"), manifest("ConfigMap", "alive")
+    replaced = manifest("ConfigMap", "replaced")
+
+    def live(each: Manifest, uid: str) -> Json:
+        return each.object | {"metadata": each.object["metadata"] | {"uid": uid}}
+
+    plan = replace(
+        prepared(wanted), live={alive.ref.key: live(alive, "1"), replaced.ref.key: live(replaced, "somebody's")}
+    )
+    items = (item("wanted"), item("alive"), item("replaced"), item("gone"))
+    assert surviving(items, plan) == (item("wanted"), item("alive"))
+
+
+# ---------------------------------------------------------------- quarantine
+
+
+def entry(digest: str, generation: int = 1, message: str = "") -> Quarantined:
+    return Quarantined(
+        digest=digest, generation=generation, revision=REVISION, stage=Stage.ROLLOUT, message=message,
+        at=datetime(2026, 1, 2, tzinfo=UTC),
+    )  # fmt: skip
+
+
+def test_one_entry_for_an_input_and_the_oldest_are_forgotten() -> None:
+    once = remembered((), entry("a", message="old"))
+    assert remembered(once, entry("a", message="new")) == (entry("a", message="new"),)
+    assert len(remembered(once, entry("a", 2))) == 2, "another spec is another input"
+    assert remembered(once) == once
+    many = tuple(entry(str(number)) for number in range(MOST_QUARANTINED))
+    assert remembered(many, entry("x")) == (*many[1:], entry("x"))
+
+
+def test_what_is_quarantined_is_the_input_under_this_spec() -> None:
+    made = quarantined(prepared(digest="input"), Stage.ROLLOUT, "it crashed")
+    assert (made.digest, made.generation, made.revision, made.message) == ("input", 4, REVISION, "it crashed")
+
+
+def test_the_input_is_the_objects_and_what_images_are_made_from_in_any_order_of_keys() -> None:
+    def desired(*manifests: Manifest) -> Desired:
+        return Desired(revision=REVISION, manifests=manifests)
+
+    one = desired(manifest("ConfigMap", "c", data={"a": "1", "b": "2"}))
+    digest = input_digest(one, {"web": "f1", "api": "f2"})
+    assert len(digest) == 64
+    turned = desired(manifest("ConfigMap", "c", data={"b": "2", "a": "1"}))
+    assert input_digest(replace(turned, revision=replace(REVISION, sha=OLDER)), {"api": "f2", "web": "f1"}) == digest
+    assert input_digest(one, {"web": "f1", "api": "f3"}) != digest
+    assert input_digest(desired(manifest("ConfigMap", "c", data={"a": "1"})), {"web": "f1", "api": "f2"}) != digest
+
+
+# ---------------------------------------------------------------- the Application and its commit
+
+
+def test_a_decision_is_about_a_commit_under_a_spec_and_what_a_person_said() -> None:
+    said = application(annotations={ANNOTATION_APPROVE: SHA[:12], ANNOTATION_RETRY: "now"})
+    assert decision_of(said, REVISION) == Decision(sha=SHA, generation=4, approved=SHA[:12], retried="now")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(SHA, True), (SHA[:7], True), (f"main@sha1:{SHA}", True), (SHA[:6], False), ("", False), (OLDER, False)],
+)
+def test_an_approval_is_of_one_commit(given: str, expected: bool) -> None:
+    assert approved(application(annotations={ANNOTATION_APPROVE: given}), REVISION) is expected
+
+
+def test_the_ref_is_the_one_that_the_spec_names() -> None:
+    assert ref_of(application()).branch == "main"
+    source = {"repository": "https://git.example.com/shop.git", "ref": {"tag": "v1"}}
+    tagged = ref_of(application({"source": source}))
+    assert (tagged.tag, tagged.branch) == ("v1", "")
+
+
+def test_an_image_without_a_context_has_that_of_its_dockerfile_and_the_other_way_round() -> None:
+    images = [
+        {"name": "a", "context": "web"},
+        {"name": "b", "dockerfile": "api/Dockerfile.prod"},
+        {"name": "c", "dockerfile": "Dockerfile", "args": {"Z": "1", "A": "2"}},
+    ]
+    a, b, c = image_specs(application({"images": images}))
+    assert (a.context, a.dockerfile) == ("web", "web/Dockerfile")
+    assert (b.context, b.dockerfile) == ("api", "api/Dockerfile.prod")
+    assert (c.context, c.dockerfile, c.args) == (".", "Dockerfile", (("A", "2"), ("Z", "1")))
+
+
+class Tree:
+    """A commit's tree, as far as ``manifests_path`` looks at it."""
+
+    revision = REVISION
+
+    def __init__(self, *folders: str) -> None:
+        self._folders = folders
+
+    def entries(self, under: str = "") -> list[str]:
+        return [f"{folder}/file" for folder in self._folders if folder == under]
+
+
+def test_manifests_are_looked_for_in_the_usual_places() -> None:
+    assert manifests_path(cast(Snapshot, Tree("k8s", "manifests"))) == "manifests"
+    assert manifests_path(cast(Snapshot, Tree("k8s"))) == "k8s"
+    with pytest.raises(Invalid, match="manifests/, deploy/, k8s/") as refusal:
+        manifests_path(cast(Snapshot, Tree("src")))
+    assert refusal.value.reason == "PathNotFound"
+
+
+def test_pods_need_what_they_mount_and_read() -> None:
+    container = {"name": "c", "envFrom": [{"secretRef": {"name": "s"}}, {"configMapRef": {"name": "c"}}]}
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "p"}}]
+    template = {"spec": {"containers": [container], "volumes": volumes}}
+    refs = needed(Desired(revision=REVISION, manifests=(manifest("Deployment", "d", spec={"template": template}),)))
+    assert {(ref.kind, ref.namespace, ref.name) for ref in refs} == {
+        ("Secret", "prod", "s"),
+        ("ConfigMap", "prod", "c"),
+        ("PersistentVolumeClaim", "prod", "p"),
+    }
+
+
+def test_jobs_and_what_says_so_are_left_alone() -> None:
+    assert followed(manifest("Deployment", "d"))
+    assert not followed(manifest("Job", "j"))
+    told = {"name": "d", "namespace": "prod", "annotations": {ANNOTATION_RECONCILE: "disabled"}}
+    assert not followed(manifest("Deployment", "d", metadata=told))
+
+
+# ---------------------------------------------------------------- the plan
+
+
+def applied(change: Change, obj: Json) -> Applied:
+    return Applied(ref=change.manifest.ref, uid="1", resource_version="2", changed=True, object=obj)
+
+
+def test_an_update_that_the_server_takes_for_none_is_none() -> None:
+    fields = (FieldChange(path="data.a"),)
+    same = replace(change(Action.UPDATE, "ConfigMap", "same", data={"a": "1"}), fields=fields)
+    other = replace(change(Action.UPDATE, "ConfigMap", "other", data={"a": "1"}), fields=fields)
+    unasked = replace(change(Action.UPDATE, "ConfigMap", "unasked", data={"a": "1"}), fields=fields)
+    created = change(Action.CREATE, "ConfigMap", "created")
+    changes = (same, other, unasked, created)
+
+    def server_has(each: Change, **fields: Any) -> Json:
+        metadata = each.manifest.object["metadata"] | {"resourceVersion": fields.pop("version", "1")}
+        return each.manifest.object | {"metadata": metadata} | fields
+
+    live = {each.manifest.ref.key: server_has(each, status={"x": 1}) for each in (same, other, unasked)}
+    replies = {
+        same.manifest.ref.key: applied(same, server_has(same, version="9", status={"x": 2})),
+        other.manifest.ref.key: applied(other, server_has(other, data={"a": "2"})),
+        created.manifest.ref.key: applied(created, server_has(created)),
+    }
+    judged = without_effectless(Plan(revision=REVISION, waves=(changes,)), live, replies)
+    assert [each.action for each in judged.changes] == [
+        Action.UNCHANGED, Action.UPDATE, Action.UPDATE, Action.CREATE,
+    ]  # fmt: skip
+    assert judged.changes[0].fields == ()
+    assert judged.changes[1] == other
+
+
+def test_the_essence_is_what_a_write_does_not_touch_by_itself() -> None:
+    obj: Json = {
+        "kind": "ConfigMap",
+        "metadata": {"name": "c", "labels": {"a": "b"}, "managedFields": [1], "resourceVersion": "1", "generation": 2},
+        "data": {"a": "1"},
+        "status": {"x": 1},
+    }
+    assert essence(obj) == {
+        "kind": "ConfigMap", "metadata": {"name": "c", "labels": {"a": "b"}}, "data": {"a": "1"},
+    }  # fmt: skip
+    assert "status" in obj
+
+
+def test_plans_in_words() -> None:
+    planned = prepared(
+        change(Action.CREATE, "ConfigMap", "a"),
+        change(Action.CREATE, "ConfigMap", "b"),
+        change(Action.UNCHANGED, "Service", "c"),
+        prunes=(item("gone"),),
+        held=tuple(item(f"held-{number}") for number in range(7)),
+    )
+    assert summary(planned.plan) == "2 created, 1 unchanged, 1 deleted"
+    message = held_message(planned)
+    assert message.startswith(f"main@sha1:{SHA} would delete ConfigMap/prod/held-0, ")
+    assert "held-4 and 2 more;" in message
+    assert message.endswith("'gitsync approve prod/shop'")
+    place = placed(planned.plan, planned.plan.changes[0].manifest.ref)
+    assert place.startswith("ConfigMap/prod/a")
+    assert "a.yaml:3" in place
+
+
+async def test_a_handover_is_asked_for_once_and_for_all() -> None:
+    handover = Handover()
+    assert not handover.requested
+    handover.request()
+    await handover.wait()
+    assert handover.requested
