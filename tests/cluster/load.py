@@ -208,6 +208,7 @@ class Load:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.stopping.wait(), pause)
                     continue
+                await asyncio.sleep(0)  # when it is behind, those under way get their turn all the same
                 kind = self.plan.kinds[number % len(self.plan.kinds)]
                 group.create_task(self._one(kind, due, wall + due - begin))
                 number += 1

@@ -5,6 +5,7 @@ requests: new connections, kept-alive ones, and requests that last longer than o
 once. Its log stays in ``reports/``, with the figures made of it in ``reports/zero-downtime.json``.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ CONTROL_ROLLOUTS = 5
 RATE = 210  # requests a second; 200 are promised, and the clock's rounding shall not matter
 LONG = 10  # seconds that a long request lasts: longer than a step of the rollout, which is checked
 BASELINE = 20  # seconds of load before the first push
+MOST_LATE = 5.0  # seconds by which the generator may be late at the 99th percentile
 LOST = ("refused", "reset", "eof")  # eof: the connection was closed before a whole answer
 
 
@@ -86,13 +88,14 @@ class Campaign:
         argv = [sys.executable, "-m", "tests.cluster.load", "--url", url, "--rate", str(RATE), "--seconds", "3600"]
         argv += ["--mode", "new,keepalive,long", "--long-path", f"/?wait={LONG}", "--timeout", "60"]
         argv += ["--version-pattern", r"! (\S+)", "--out", str(self.log)]
-        generator = self.cluster.popen_in(argv, cwd=ROOT, stdout=subprocess.PIPE)
+        generator = self.cluster.popen_in(argv, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
+        _prefer(generator.pid)
         try:
             time.sleep(BASELINE)
             yield
         finally:
             generator.send_signal(signal.SIGTERM)
-            said, _ = generator.communicate(timeout=90)
+            said, _ = generator.communicate(timeout=180)
             print(said.decode())
         assert generator.returncode == 0
 
@@ -142,6 +145,7 @@ def campaign(
 
 
 def test_twenty_rollouts_lose_no_request(cluster: Cluster, host: GitHost, tmp_path: Path) -> None:
+    (REPORTS / "zero-downtime.json").unlink(missing_ok=True)  # of a former run
     with campaign(cluster, host, "zero-downtime", tmp_path) as hello:
         with hello.watched(tmp_path), hello.loaded():
             for number in range(1, ROLLOUTS + 1):
@@ -151,6 +155,7 @@ def test_twenty_rollouts_lose_no_request(cluster: Cluster, host: GitHost, tmp_pa
     figures = _figures(requests, hello.rollouts)
     _report(**figures, lowest_ready_share=[each["lowestReadyShare"] for each in history[:-1]])
 
+    _check_instrument(requests)
     failed = [each for each in requests if each.failed]
     assert not failed, f"{len(failed)} of {len(requests)} failed, the first ones: {failed[:5]}"
     versions = {each.version for each in requests}
@@ -172,6 +177,7 @@ def test_the_same_load_sees_a_server_that_does_not_drain_fail(cluster: Cluster, 
         for number in range(1, CONTROL_ROLLOUTS + 1):
             hello.roll(str(number))
     requests = load.read(hello.log)
+    _check_instrument(requests)
     rows: list[dict[str, Any]] = []
     for rollout in hello.rollouts:
         inside = rollout.within(requests)
@@ -180,6 +186,22 @@ def test_the_same_load_sees_a_server_that_does_not_drain_fail(cluster: Cluster, 
         rows.append({"requests": len(inside), "failed": len(lost), "errors": errors})
     _report(negative_control_failed=[each["failed"] for each in rows], negative_control=rows)
     assert all(each["failed"] >= 0.01 * each["requests"] for each in rows), rows
+
+
+def _prefer(pid: int) -> None:
+    """An instrument that waits for a processor measures the waiting. Needs root; else it stays as it is."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, pid, -15)
+        with contextlib.suppress(FileNotFoundError):  # where sessions are scheduled as groups, a nice value is theirs
+            Path(f"/proc/{pid}/autogroup").write_text("-15")
+
+
+def _check_instrument(requests: Sequence[load.Request]) -> None:
+    """A generator that was starved proves nothing, neither about those that failed nor about the others."""
+    late = sorted(each.late for each in requests)[int(0.99 * len(requests))] / 1000
+    assert late < MOST_LATE, (
+        f"1% of the requests were sent {late:.1f} s late or later: too busy a machine to measure on"
+    )
 
 
 def _figures(requests: Sequence[load.Request], rollouts: Sequence[Rollout]) -> dict[str, Any]:
