@@ -355,6 +355,12 @@ def _named_cases() -> list[Json]:
             _apply("m2", with_(env, [{"name": "C", "value": "3"}, {"name": "A", "value": "1"}]), force=True),
             _apply("m1", with_(env, [{"name": "B", "value": "2"}, {"name": "A", "value": "1"}])),
         ],
+        "items of others keep their place between shared ones": [
+            _apply("m1", with_(env, [{"name": name, "value": "1"} for name in "ABCD"])),
+            _apply("m2", with_(env, [{"name": name, "value": "2"} for name in ("X", "C", "Y", "A", "Z")]), force=True),
+            _apply("m1", with_(env, [{"name": name, "value": "1"} for name in "DBCA"]), force=True),
+            _apply("m3", with_(env, [{"name": name, "value": "3"} for name in ("B", "W", "D")]), force=True),
+        ],
         "an injected sidecar is left alone": [
             _apply("m1", base),
             {

@@ -44,7 +44,16 @@ async def test_a_rollout_loses_no_request(cluster: Cluster, image: str) -> None:
         while not stop.is_set():
             answers.append(await fetch(f"http://{address}/"))
 
+    available: set[int] = set()
+
+    async def look() -> None:
+        while not stop.is_set():
+            status = (await cluster.get("deployments", "web", "apps/v1"))["status"]
+            available.add(status.get("availableReplicas", 0))
+            await asyncio.sleep(0.01)
+
     async with asyncio.TaskGroup() as load:
+        load.create_task(look())
         for _ in range(3):
             load.create_task(ask())
         await cluster.apply(web("web", image, "two"))
@@ -54,6 +63,7 @@ async def test_a_rollout_loses_no_request(cluster: Cluster, image: str) -> None:
                 await cluster.gone("pods", pod["metadata"]["name"])
         stop.set()
     assert set(answers) == {"one", "two"}
+    assert min(available) == 2, "the rollout took an old pod before a new one was available"
     assert await fetch(f"http://{address}/") == "two"
     sets = {each["metadata"]["annotations"]["deployment.kubernetes.io/revision"]: each["spec"]["replicas"]
             for each in (await cluster.api.get(cluster.api.path("apps/v1", "replicasets"))).body["items"]}  # fmt: skip
