@@ -183,19 +183,13 @@ class Pipeline:
     async def _apply(self, prepared: Prepared, memory: Memory, run: Run, handover: Handover) -> Outcome:
         application = prepared.application
         if prepared.repair:
-<<<<<<< HEAD
             await self._healing.mend(prepared, memory, run)
             # Nothing new was delivered: git is asked when it would have been asked anyway.
             due = memory.fetched + self.interval(application.key)
             return Outcome(retry_after=max(0.0, due - time.monotonic()))
         self._healing.pause(application, memory)
-=======
-            return await self._healing.mend(prepared, memory)
-        memory.following = False
-        memory.replies.clear()
         if prepared.abandons is not None:
             return await self._delivering.restore(prepared, memory, run, handover, str(prepared.abandons))
->>>>>>> d1f48b3 (wip)
         async with run.stage(Stage.PLAN):
             record = await self._ledger.current(application, memory)
             if record.stored.generation != prepared.record_generation:  # another rollout came in between
