@@ -35,6 +35,11 @@ class Timing:
         if not self.retry < self.renew_deadline < self.duration:
             raise ValueError("a lease needs retry < renew_deadline < duration")
 
+    @property
+    def call(self) -> float:
+        """The longest that one attempt may take: a leader has time for three."""
+        return self.renew_deadline / 3
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -117,7 +122,7 @@ class Lease:
         """Acquire or renew once. False: somebody else has it, or the API server did not answer in time."""
         began = self._clock()
         try:
-            async with asyncio.timeout(self._timing.retry * 2):
+            async with asyncio.timeout(self._timing.call):
                 won = await self._write(renew)
         except (TimeoutError, GitsyncError):
             self._object = None  # what the server has now is not known
@@ -129,7 +134,7 @@ class Lease:
     async def _write(self, renew: bool) -> bool:
         live = self._object if self.held else None
         if live is None:
-            live = await self._cluster.get(self.ref, deadline=self._timing.retry)
+            live = await self._cluster.get(self.ref, deadline=self._timing.call)
             self._observe(live)
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         spec: dict[str, Any] = dict(live["spec"]) if live else {}
@@ -162,7 +167,7 @@ class Lease:
             metadata["resourceVersion"] = live["metadata"]["resourceVersion"]
         body: Json = {"apiVersion": self.ref.api_version, "kind": "Lease", "metadata": metadata, "spec": spec}
         write = self._cluster.update if live else self._cluster.create
-        self._object = await write(body, deadline=self._timing.retry, guarded=False)
+        self._object = await write(body, deadline=self._timing.call, guarded=False)
         self._observe(self._object)
 
     async def _release(self) -> None:
@@ -172,7 +177,7 @@ class Lease:
         if live is None or self.holder != self.identity:
             return
         with suppress(GitsyncError, TimeoutError):
-            async with asyncio.timeout(self._timing.retry):
+            async with asyncio.timeout(self._timing.call):
                 await self._put(live, dict(live["spec"]) | {"holderIdentity": "", "leaseDurationSeconds": 1})
         self._object = None
         failpoint("lease.released")

@@ -183,7 +183,7 @@ def _dead_endpoints(workload: Json, pods: Sequence[Json], world: World) -> str:
                 continue
             seen.add(service["metadata"]["name"])
             listed = world.endpoints(service)[1]
-            if any(each not in world.pods and each in world.owners and world.root(each) == uid for each in listed):
+            if any(each not in world.pods and world.root(each) == uid for each in listed):
                 return f"Service {service['metadata']['name']} still lists a pod that is gone"
     return ""
 

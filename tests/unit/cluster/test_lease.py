@@ -12,7 +12,7 @@ from gitsync.cluster.lease import Lease, Timing
 from gitsync.errors import Transient
 from gitsync.model import Json
 
-FAST = Timing(duration=1.2, renew_deadline=0.8, retry=0.1)
+FAST = Timing(duration=3, renew_deadline=2.4, retry=0.1)
 
 
 class Clock:
@@ -84,7 +84,7 @@ async def test_a_dead_leader_is_replaced_after_its_duration_and_not_before(clust
     began = asyncio.get_running_loop().time()
     async with running(heir):
         await soon(heir.leading)
-        assert asyncio.get_running_loop().time() - began >= 1.0
+        assert asyncio.get_running_loop().time() - began >= 2.9
         assert not dead.lease.held  # its own deadline passed before
 
 
@@ -156,7 +156,7 @@ async def test_a_leader_that_is_cut_off_stops_its_work(
         with monkeypatch.context() as patch:
             patch.setattr(cluster, "get", cut)
             patch.setattr(cluster, "update", cut)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(10):
                 while lonely.leading.is_set():
                     await asyncio.sleep(0.05)
             assert not lonely.lease.held

@@ -123,12 +123,14 @@ def change(target: Target, obj: Json, action: Any = "create") -> Change:
     return Change(action=action, manifest=manifest(target, obj))
 
 
-def deployment(namespace: str, name: str = "web", *, image: str = "web:1", replicas: int | None = 1) -> Json:
+def deployment(
+    namespace: str, name: str = "web", *, image: str = "web:1", replicas: int | None = 1, deadline: int = 60
+) -> Json:
     container: Json = {"name": "web", "image": image, "readinessProbe": {"httpGet": {"path": "/", "port": 80}}}
     spec: Json = {
         "selector": {"matchLabels": {"app": name}},
         "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "progressDeadlineSeconds": 2,
+        "progressDeadlineSeconds": deadline,
         "template": {
             "metadata": {"labels": {"app": name}},
             "spec": {"containers": [container], "terminationGracePeriodSeconds": 1, "nodeName": NODE},

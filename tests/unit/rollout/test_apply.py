@@ -261,6 +261,13 @@ async def test_a_new_schema_of_the_commit_is_not_judged_by_the_old_one(
 
 
 async def test_a_replacement_is_tried_under_another_name(target: Target, namespace: str, cluster: Cluster) -> None:
+    await apply_wave(target, [change(target, deployment(namespace))])
+    other = deployment(namespace)
+    other["spec"]["selector"] = {"matchLabels": {"app": "web", "new": "yes"}}
+    other["spec"]["template"]["metadata"]["labels"] = {"app": "web", "new": "yes"}
+    immutable = manifest(target, other)
+    assert len((await dry_run(target, [immutable])).refusals) == 1
+    assert not (await dry_run(target, [immutable], replaces=[immutable.ref])).refusals
     taken = service(namespace) | {"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 31999}]}}
     (made,) = await apply_wave(target, [change(target, taken)])
     moved = manifest(target, taken)

@@ -14,7 +14,7 @@ from gitsync.rollout.apply import apply_wave
 from gitsync.rollout.health import Blame
 from gitsync.rollout.target import Target
 from gitsync.rollout.watch import Outcome, Verdict, wait_healthy
-from tests.unit.rollout.conftest import Node, change, config_map, deployment, service, status_of
+from tests.unit.rollout.conftest import Node, body, change, config_map, deployment, ready, service, status_of
 
 
 async def roll(target: Target, *objects: Json, action: str = "create", **options: Any) -> Outcome:
@@ -34,7 +34,6 @@ async def test_a_deployment_behind_a_service_becomes_healthy(target: Target, nod
     assert outcome.verdict is Verdict.HEALTHY
     assert outcome.lowest_ready_share is None  # nothing served before
     assert [each.status for each in outcome.health.values()] == [HealthStatus.HEALTHY]
-    assert heard[0].status is HealthStatus.PROGRESSING
     assert heard[-1].status is HealthStatus.HEALTHY
 
 
@@ -55,6 +54,43 @@ async def test_the_lowest_share_of_ready_endpoints_is_measured(target: Target, n
     await roll(target, service(namespace), outage)
     outage["spec"]["template"]["spec"]["containers"][0]["image"] = "web:2"
     outcome = await roll(target, outage, action="update")
+    assert outcome.verdict is Verdict.HEALTHY
+    assert outcome.lowest_ready_share == 0.5
+
+
+async def test_a_dip_in_the_middle_of_a_rollout_is_measured(
+    target: Target, node: Node, namespace: str, cluster: Cluster
+) -> None:
+    old = deployment(namespace, replicas=2)
+    await roll(target, service(namespace), old)
+    pods = await cluster.resource("", "v1", "Pod")
+    first, _ = (await cluster.list(pods, namespace=namespace)).items
+    held: list[Json] = []
+
+    def hold(pod: Json) -> None:
+        held.append(pod)
+
+    async def report(pod: Json, *, ready: bool) -> None:
+        about = body(ObjectRef.of(pod), status=status_of(pod, ready=ready))
+        await cluster.apply(about, subresource="status", manager="node")
+
+    node.decide = hold
+    old["spec"]["template"]["spec"]["containers"][0]["image"] = "web:2"
+    applied = await apply_wave(target, [change(target, old, "update")])
+    synced = asyncio.Event()
+    waiting = asyncio.create_task(wait_healthy(target, applied, on_health=lambda _: synced.set()))
+    async with asyncio.timeout(30):
+        await synced.wait()
+        await report(first, ready=False)
+        slices = await cluster.resource("discovery.k8s.io", "v1", "EndpointSlice")
+        while all(e["conditions"]["ready"] for s in (await cluster.list(slices, namespace=namespace)).items
+                  for e in s["endpoints"] or ()):  # fmt: skip
+            await asyncio.sleep(0.05)
+        await report(first, ready=True)
+        node.decide = ready
+        for pod in held:
+            await report(pod, ready=True)
+        outcome = await waiting
     assert outcome.verdict is Verdict.HEALTHY
     assert outcome.lowest_ready_share == 0.5
 
@@ -81,7 +117,7 @@ async def test_a_probe_that_never_passes_fails_at_the_progress_deadline(
     target: Target, node: Node, namespace: str
 ) -> None:
     node.decide = lambda pod: status_of(pod, ready=False)
-    outcome = await roll(target, deployment(namespace))
+    outcome = await roll(target, deployment(namespace, deadline=2))
     assert (outcome.verdict, outcome.blame) == (Verdict.FAILED, Blame.COMMIT)
     assert "readinessProbe" in outcome.message
 
@@ -89,7 +125,7 @@ async def test_a_probe_that_never_passes_fails_at_the_progress_deadline(
 async def test_an_image_that_cannot_be_pulled_is_bad_luck(target: Target, node: Node, namespace: str) -> None:
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "registry is away"}}
     node.decide = lambda pod: status_of(pod, ready=False, state=waiting, started=False)
-    outcome = await roll(target, deployment(namespace))
+    outcome = await roll(target, deployment(namespace, deadline=2))
     assert (outcome.verdict, outcome.blame) == (Verdict.LUCK, Blame.LUCK)
     assert "registry is away" in outcome.message
 
@@ -108,7 +144,7 @@ async def test_a_commit_is_not_blamed_while_the_old_version_fails_too(
     )
     waiting = {"waiting": {"reason": "CrashLoopBackOff"}}
     node.decide = lambda pod: status_of(pod, ready=False, state=waiting, restartCount=9)
-    outcome = await roll(target, deployment(namespace, image="web:2"), action="update")
+    outcome = await roll(target, deployment(namespace, image="web:2", deadline=2), action="update")
     assert outcome.verdict is Verdict.LUCK
 
 
@@ -119,7 +155,7 @@ async def test_what_never_changes_is_not_waited_for(target: Target, namespace: s
 
 async def test_unchanged_workloads_never_fail_a_wave(target: Target, node: Node, namespace: str) -> None:
     node.decide = lambda pod: status_of(pod, ready=False)
-    (applied,) = await apply_wave(target, [change(target, deployment(namespace))])
+    (applied,) = await apply_wave(target, [change(target, deployment(namespace, deadline=2))])
     outcome = await asyncio.wait_for(wait_healthy(target, [], unchanged=[applied.ref]), 60)
     assert outcome.verdict is Verdict.HEALTHY
     assert outcome.health[applied.ref.key].status is HealthStatus.DEGRADED
