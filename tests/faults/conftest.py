@@ -1,0 +1,25 @@
+"""One rig and one report for all fault tests of a run; a gitsync that e2e tests have installed rests meanwhile."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster
+from tests.faults.rig import Report, Rig
+
+REPORTS = Path(__file__).parents[2] / "reports"
+
+
+@pytest.fixture(scope="session")
+def rig(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    installed = ["-n", "gitsync", "scale", "deployment/gitsync"]
+    cluster.kubectl(*installed, "--replicas=0", check=False)
+    with Rig(cluster, tmp_path_factory.mktemp("faults")) as ready:
+        yield ready
+    cluster.kubectl(*installed, "--replicas=1", check=False)
+
+
+@pytest.fixture(scope="session")
+def report() -> Report:
+    return Report(path=REPORTS / "transaction.json")

@@ -1,0 +1,121 @@
+"""Bad luck: nothing is held against the commit, the old version serves, and it deploys unaided once healed."""
+
+import json
+import time
+from collections.abc import Callable
+
+from gitsync.model import Json
+from tests.faults.rig import Case, Report, Rig, Scenario, seconds_since
+from tests.faults.sample import incompressible
+
+PROMISE = "bad luck is not held against a commit"
+
+
+def wait_out(case: Case, row: Json, sha: str, heal: Callable[[], object], words: str) -> None:
+    """Until the status explains itself, and then until it deploys by itself."""
+    good, before = case.good, case.pods()
+    with case.asked() as answers:
+        case.until(lambda: words in json.dumps(case.status()), f"the status says {words}")
+        row["says"] = case.condition("Ready")["message"][:300]
+        assert case.condition("Stalled")["status"] != "True", case.status()
+        assert not case.record().quarantine
+        assert case.good == good
+        assert set(before) <= set(case.pods())
+        heal()
+        began = time.monotonic()
+        case.served(sha)
+        row["served_after"] = seconds_since(began)
+    row["answers"] = dict(answers)
+    assert set(answers) <= {"1", "2"}, answers
+    assert not case.record().quarantine
+    case.check_whole(sha)
+    case.check_sample()
+    case.check_built_once()
+
+
+def started(case: Case) -> None:
+    case.start()
+    case.served(case.repository.head)
+    case.sample.version = "2"
+
+
+def node_full(rig: Rig, report: Report) -> None:
+    with rig.case("full") as case, report.scenario(PROMISE, "node full") as row:
+        started(case)
+        node = case.get("/api/v1/nodes")
+        assert node is not None
+        name = node["items"][0]["metadata"]["name"]
+        resource = f"example.org~1{case.namespace}"
+
+        def capacity(units: str) -> None:
+            patch = [{"op": "add", "path": f"/status/capacity/{resource}", "value": units}]
+            case.kubectl("patch", "node", name, "--subresource=status", "--type=json", "-p", json.dumps(patch))
+
+        capacity("0")  # a resource of our own: no other pod of the node is in need of it
+        wanted = {f"example.org/{case.namespace}": "1"}
+        case.sample.container = {"resources": {"limits": wanted, "requests": wanted | {"cpu": "5m"}}}
+        wait_out(case, row, case.push(), lambda: capacity("4"), "Insufficient")
+
+
+def quota_exhausted(rig: Rig, report: Report) -> None:
+    with rig.case("quota") as case, report.scenario(PROMISE, "quota exhausted") as row:
+        started(case)
+        case.kubectl("create", "quota", "tight", "--hard=pods=1")
+        quota = f"/api/v1/namespaces/{case.namespace}/resourcequotas/tight"
+        case.until(lambda: (case.get(quota) or {}).get("status", {}).get("used"), "the quota is counted")
+        wait_out(case, row, case.push(), lambda: case.kubectl("delete", "quota", "tight"), "exceeded quota")
+
+
+def quota_of_objects(rig: Rig, report: Report) -> None:
+    with rig.case("objects") as case, report.scenario(PROMISE, "quota of objects exhausted") as row:
+        started(case)
+        case.kubectl("create", "quota", "tight", "--hard=count/configmaps=1")
+        quota = f"/api/v1/namespaces/{case.namespace}/resourcequotas/tight"
+        case.until(lambda: (case.get(quota) or {}).get("status", {}).get("used"), "the quota is counted")
+        case.sample.maps = {"part-1": {}, "one-more": {"data": {"text": incompressible(1, characters=1000)}}}
+        wait_out(case, row, case.push(), lambda: case.kubectl("delete", "quota", "tight"), "exceeded quota")
+
+
+def missing_dependency(rig: Rig, report: Report) -> None:
+    with rig.case("missing") as case, report.scenario(PROMISE, "a ConfigMap that somebody else will make") as row:
+        started(case)
+        case.sample.container = {"envFrom": [{"configMapRef": {"name": "from-elsewhere"}}]}
+        create = ("create", "configmap", "from-elsewhere", "--from-literal=KEY=value")
+        wait_out(case, row, case.push(), lambda: case.kubectl(*create), "from-elsewhere")
+
+
+def missing_application(rig: Rig, report: Report) -> None:
+    with rig.case("depends") as case, report.scenario(PROMISE, "an Application that it depends on") as row:
+        started(case)
+        case.follow(sync={"dependsOn": [{"name": "base"}]})
+        sha = case.push()
+        other = {"path": "base"}
+        case.repository.write("base/map.yaml", json.dumps(_map()))
+        sha = case.push("A base")
+        wait_out(case, row, sha, lambda: case.follow("base", source=other), "DependencyNotReady")
+
+
+def _map() -> Json:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "base"}, "data": {"key": "value"}}
+
+
+def image_pull_refused(rig: Rig, report: Report) -> None:
+    with rig.case("pull") as case, report.scenario(PROMISE, "image pull refused") as row:
+        started(case)
+        pull = case.get(f"/api/v1/namespaces/{case.namespace}/secrets/pull")
+        assert pull is not None
+        case.kubectl("delete", "secret", "pull")
+        kept = {key: pull[key] for key in ("data", "type")} | {"apiVersion": "v1", "kind": "Secret"}
+        kept["metadata"] = {"name": "pull"}
+        sha = case.push()
+        wait_out(case, row, sha, lambda: case.kubectl("apply", "-f", "-", stdin=json.dumps(kept)), "ImagePull")
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "node-full": node_full,
+    "quota": quota_exhausted,
+    "quota-of-objects": quota_of_objects,
+    "missing-dependency": missing_dependency,
+    "missing-application": missing_application,
+    "pull-refused": image_pull_refused,
+}
