@@ -9,6 +9,7 @@ import base64
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -299,7 +300,8 @@ class Api:
             closing.cancel()
             if step:
                 step.cancel()
-        await response.write_eof()
+        with suppress(ConnectionResetError):  # the watcher went while the cluster stops
+            await response.write_eof()
         return response
 
     # ------------------------------------------------------------ writes
