@@ -25,6 +25,7 @@ import orjson
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gitsync import __version__
@@ -698,6 +699,72 @@ def sandbox(
             err.print("removing everything", markup=False)
 
     run(work())
+
+
+class Story:
+    """The demo's screen on standard error: a status that moves on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._status = err.status("") if err.is_terminal else None
+
+    def line(self, text: str) -> None:
+        err.print(text, markup=False)
+
+    def now(self, text: str) -> None:
+        if self._status is None:
+            return
+        if text:
+            self._status.update(escape(text))
+            self._status.start()
+        else:
+            self._status.stop()
+
+
+@app.command("demo")
+def run_demo(
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for you to make the push.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when the push is served; exit 0 if no request failed.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask no registry elsewhere: assemble the base image.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="podman or docker; default: whichever is there.")] = "",
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Deploy a sample by git push on this machine, in a sandbox of its own, and remove all of it on Ctrl-C."""
+    from gitsync import demo
+
+    async def work() -> demo.Figures:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def stop() -> None:
+            if not task.cancelling():  # a second Ctrl-C does not interrupt the cleaning up
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        return await demo.run(demo.Options(wait=wait, once=once, offline=offline, engine=engine), Story())
+
+    try:
+        figures = run(work())
+    except asyncio.CancelledError:
+        err.print("everything is removed", markup=False)
+        raise typer.Exit(130 if once else 0) from None
+    value = {
+        "secondsToFirstServe": round(figures.to_first_serve, 1),
+        "secondsFromPushToServed": round(figures.from_push_to_served, 1),
+        "secondsToPushedChangeServed": round(figures.to_pushed_change_served, 1),
+        "requestsAnswered": figures.answered,
+        "requestsFailed": figures.failed,
+        "failures": dict(figures.failures),
+        "versions": dict(figures.versions),
+        "baseImage": figures.base_image,
+    }
+    emit(value, output, lambda: "\n".join(f"{name:28} {shown(each)}" for name, each in value.items()))
+    if figures.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
