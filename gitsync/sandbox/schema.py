@@ -310,7 +310,8 @@ def missing(value: Any, schema: Schema, path: Path = ()) -> Iterator[Problem]:
     if schema.kind == "object" and isinstance(value, dict):
         given = cast("Json", value)
         for name in sorted(schema.required):
-            if given.get(name) is None or (schema.raw is None and given[name] == ""):
+            # A null in a custom resource is there, and of the wrong type.
+            if name not in given or (schema.raw is None and given[name] in (None, "")):
                 yield Problem(what="required", path=(*path, name))
         for name, each in given.items():
             yield from missing(each, schema.child(name), (*path, name))
