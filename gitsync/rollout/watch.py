@@ -362,7 +362,10 @@ class _Wait:
             self._blamed = (ref, reason)
             blame = reason.blame
             parts = [judgement.health.message, reason.message]
-            message = ": ".join(dict.fromkeys(each.rstrip(".") for each in parts if each)) or "it did not become healthy in time"
+            message = (
+                ": ".join(dict.fromkeys(each.rstrip(".") for each in parts if each))
+                or "it did not become healthy in time"
+            )
         return Outcome(
             verdict=verdict,
             health=dict(self._health),
