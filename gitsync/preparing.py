@@ -51,7 +51,7 @@ from gitsync.model import (
     Stage,
     SyncStatus,
 )
-from gitsync.plan import OTHER_TOOL, PlanOptions, autoscaled, plan
+from gitsync.plan import OTHER_TOOL, PlanOptions, autoscaled, owner_of, plan
 from gitsync.plan.waves import name_jobs
 from gitsync.render import RenderOptions, pin, references, render, stamp, with_namespace
 from gitsync.report.reporter import Run
@@ -258,6 +258,7 @@ class Preparing:
         target = self.target(application)
         refs = [*(m.ref for m in desired.manifests), *(item.ref for item in record.inventory), *needed(desired)]
         live = await self.live(target, refs)
+        owners = {owner_of(live[m.ref.key]) for m in desired.manifests if m.ref.key in live}
         scalers = await autoscalers(self._tools.cluster, desired.manifests, impersonate=target.impersonate)
         good = record.last_good
         planned = plan(
@@ -272,6 +273,7 @@ class Preparing:
                 approved=desired.revision.sha if approved(application, desired.revision) else "",
                 zero_downtime=application.spec.zero_downtime,
                 accept_interruption=application.spec.sync.accept_interruption,
+                gone=await self._gone(application, owners),
             ),
         )
         gone = {item.ref.key for item in planned.prunes}
@@ -309,6 +311,20 @@ class Preparing:
             ),
             record_generation=record.stored.generation,
         )
+
+    async def _gone(self, application: Application, owners: Iterable[str]) -> frozenset[str]:
+        """Those of the Applications that the server says do not exist. One that was renamed is such a one."""
+
+        async def is_gone(key: str) -> bool:
+            namespace, _, name = key.partition("/")
+            try:
+                return await self._tools.cluster.get(replace(application.ref, namespace=namespace, name=name)) is None
+            except Refused:
+                return False  # it is not ours to know
+
+        others = sorted({*owners} - {"", application.key})
+        answers = await asyncio.gather(*(is_gone(key) for key in others))
+        return frozenset(key for key, gone in zip(others, answers, strict=True) if gone)
 
     async def plan_again(self, prepared: Prepared, memory: Memory, record: Record, run: Run) -> Prepared:
         desired = Desired(

@@ -5,6 +5,6 @@ place (``immutable``) and every veto: somebody else's object, an immutable field
 (``decide``). It reads no cluster, no clock and no file, and it applies nothing; what it is not told it does not know.
 """
 
-from gitsync.plan.decide import OTHER_TOOL, PlanOptions, autoscaled, plan
+from gitsync.plan.decide import OTHER_TOOL, PlanOptions, autoscaled, owner_of, plan
 
-__all__ = ["OTHER_TOOL", "PlanOptions", "autoscaled", "plan"]
+__all__ = ["OTHER_TOOL", "PlanOptions", "autoscaled", "owner_of", "plan"]

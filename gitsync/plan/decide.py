@@ -4,7 +4,7 @@ Everything is decided before the first write, so that a refusal leaves no trace.
 in one error: a person wants to mend the commit once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, cast
@@ -43,6 +43,7 @@ class PlanOptions:
     approved: str = ""
     zero_downtime: Literal["enforce", "warn", "off"] = "warn"
     accept_interruption: bool = False
+    gone: frozenset[str] = frozenset()  # Applications that no longer exist: what they left may be taken
     max_delete_share: float = 0.2  # of the inventory; more than this and more than the count waits for approval
     max_delete_count: int = 5
 
@@ -74,7 +75,11 @@ def plan(
     going = {item.ref.key for item in prunes}
     scaled = autoscaled(desired.manifests, chain(autoscalers, _staying(live, going)))
     manifests = [_sent(manifest, owner) for manifest in desired.manifests]
-    refusals = [_foreign(manifest, live[manifest.ref.key], owner) for manifest in manifests if manifest.ref.key in live]
+    refusals = [
+        _foreign(manifest, live[manifest.ref.key], owner, options.gone)
+        for manifest in manifests
+        if manifest.ref.key in live
+    ]
     vetoes = [refusal for refusal in refusals if refusal]
     changes: dict[Key, Change] = {}
     for manifest in manifests:
@@ -127,9 +132,9 @@ def _sent(manifest: Manifest, owner: str) -> Manifest:
     return replace(manifest, object=manifest.object | {"metadata": metadata | {"labels": labels}})
 
 
-def _foreign(manifest: Manifest, live: Json, owner: str) -> Refused | None:
-    other = _owner(live)
-    if not other or other == owner:
+def _foreign(manifest: Manifest, live: Json, owner: str, gone: Collection[str]) -> Refused | None:
+    other = owner_of(live)
+    if not other or other == owner or other in gone:
         return None
     return Refused(
         f"it belongs to the Application {other}, not to {owner}",
@@ -240,7 +245,7 @@ def _deletions(
         and (obj := live.get(item.ref.key)) is not None
         and item.uid
         and as_map(obj, "metadata").get("uid") == item.uid
-        and _owner(obj) == owner
+        and owner_of(obj) == owner
         and _annotation(obj, ANNOTATION_PRUNE) != "disabled"
     ]
     ordered = prune_order(going)
@@ -461,7 +466,7 @@ def _annotation(obj: Json, key: str) -> str:
     return str(as_map(as_map(obj, "metadata"), "annotations").get(key) or "")
 
 
-def _owner(live: Json) -> str:
+def owner_of(live: Json) -> str:
     """``namespace/name`` of the Application that the live labels name, "" without both of them."""
     namespace, name = _label(live, LABEL_NAMESPACE), _label(live, LABEL_APPLICATION)
     return f"{namespace}/{name}" if namespace and name else ""

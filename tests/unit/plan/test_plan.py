@@ -148,6 +148,15 @@ def test_an_object_of_another_application_is_refused_naming_both() -> None:
     assert "shop@1111111 app.yaml:1" in str(error)
 
 
+def test_what_an_application_that_is_gone_left_is_taken_over() -> None:
+    taken = plan(
+        desired(CONFIG), cluster(CONFIG, owner="prod/other"), [], owner=OWNER,
+        options=PlanOptions(gone=frozenset({"prod/other"})),
+    )  # fmt: skip
+    assert {change.action for change in taken.changes} == {Action.UPDATE}
+    assert not taken.prunes
+
+
 def test_the_same_name_in_another_namespace_is_another_application() -> None:
     assert "test/shop" in str(refused(CONFIG, cluster(CONFIG, owner="test/shop")))
 
