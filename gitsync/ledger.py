@@ -124,7 +124,9 @@ class Ledger:
     def known(self, memory: Memory) -> dict[str, Any]:
         """What the Record says about what is live, for a status that was lost or never written."""
         good = memory.record.last_good if memory.record else None
-        return {"revision": str(good.revision), "last_good": str(good.revision)} if good else {}
+        if good is None:
+            return {}
+        return {"revision": str(good.revision), "last_good": str(good.revision), "images": good.images}
 
     def quarantine_seen(self, memory: Memory) -> dict[str, Any]:
         entries = memory.record.quarantine if memory.record else ()

@@ -126,6 +126,10 @@ class Pipeline:
             self._preparing.require_dependencies(application)
             record = await self._ledger.current(application, memory)
             first, memory.resumed = not memory.resumed, True
+            if first:  # what serves is told at once, not only when the first run has ended
+                self._tools.reporter.observe(
+                    application, **self._ledger.known(memory), **self._ledger.quarantine_seen(memory)
+                )
             resumed = await self._preparing.resume(application, memory, record, run) if first else None
             if resumed is not None:
                 return resumed
