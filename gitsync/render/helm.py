@@ -63,14 +63,14 @@ async def build(
             raise Invalid(f"the values file '{path}' is outside the chart", doing="rendering the chart", origin=origin)
     await check_files(snapshot, [directory], size, doing="exporting the chart")
     with tempfile.TemporaryDirectory(prefix="gitsync-helm-") as private:
-        chart, home = os.path.join(private, "chart"), os.path.join(private, "home")
+        chart = os.path.join(private, "chart")
         os.mkdir(chart)
-        os.mkdir(home)
+        os.mkdir(os.path.join(private, "home"))
         await snapshot.export(directory, chart)
         return await run(
             command(binary, release=release, namespace=namespace, values=values),
             directory=chart,
-            home=home,
+            private=private,
             bounds=bounds,
             doing="rendering the chart",
             origin=origin,

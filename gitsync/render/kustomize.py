@@ -57,9 +57,9 @@ async def build(snapshot: Snapshot, directory: str, *, bounds: Bounds, size: int
     await check_files(snapshot, directories, size, doing="exporting the kustomization")
     verb = ["kustomize"] if os.path.basename(binary).startswith("kubectl") else ["build"]
     with tempfile.TemporaryDirectory(prefix="gitsync-kustomize-") as private:
-        tree, home = os.path.join(private, "tree"), os.path.join(private, "home")
+        tree = os.path.join(private, "tree")
         os.mkdir(tree)
-        os.mkdir(home)
+        os.mkdir(os.path.join(private, "home"))
         for used in directories:
             target = os.path.join(tree, used)
             os.makedirs(target, exist_ok=True)
@@ -69,7 +69,7 @@ async def build(snapshot: Snapshot, directory: str, *, bounds: Bounds, size: int
         return await run(
             [binary, *verb, "--load-restrictor=LoadRestrictionsRootOnly", "."],
             directory=os.path.join(tree, directory),
-            home=home,
+            private=private,
             bounds=bounds,
             doing="building the kustomization",
             origin=origin,

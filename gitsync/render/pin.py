@@ -73,7 +73,7 @@ def stamp(desired: Desired, *, key: bytes = b"") -> Desired:
                 for kind, config in _reads(spec)
                 if (name := (kind, ref.namespace, config)) in configs
             }
-            if read and path.lower().endswith("template.spec"):
+            if read:
                 digests[path] = _digest(read, key)
         changed = _annotated(manifest.object, "", digests, ref.group in _BUILT_IN) if digests else manifest.object
         return manifest if changed is manifest.object else replace(manifest, object=changed)

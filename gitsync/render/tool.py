@@ -33,15 +33,18 @@ def find(*names: str) -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
-async def run(argv: Sequence[str], *, directory: str, home: str, bounds: Bounds, doing: str, origin: Origin) -> bytes:
+async def run(
+    argv: Sequence[str], *, directory: str, private: str, bounds: Bounds, doing: str, origin: Origin
+) -> bytes:
     """Standard output of a tool that exits with 0. Raises ``Invalid`` with its own words otherwise.
 
+    ``private`` is a temporary directory of the caller's with a ``home`` in it; its path is cut from what the tool says.
     Its environment has no credential, no PATH (so no git, no plugin) and, for HTTP, a proxy that does not exist.
     """
     process = await asyncio.create_subprocess_exec(
         *argv,
         cwd=directory,
-        env=_environment(home, bounds),
+        env=_environment(os.path.join(private, "home"), bounds),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -64,7 +67,7 @@ async def run(argv: Sequence[str], *, directory: str, home: str, bounds: Bounds,
     if output is None:
         raise Invalid(f"gives more than {bounds.output} bytes", doing=doing, origin=origin)
     if code:
-        said = complaint.result().decode("utf-8", "replace").replace(home + "/", "").strip()
+        said = complaint.result().decode("utf-8", "replace").replace(f"{private}/", "").strip()
         raise Invalid(said[-_SHOWN:] or f"ends with code {code}", doing=doing, origin=origin)
     return output
 

@@ -98,6 +98,11 @@ async def test_what_only_a_server_writes_is_dropped(commit: Commit) -> None:
     assert list(manifest.object) == ["apiVersion", "kind", "metadata", "spec"]
 
 
+async def test_status_alone_is_dropped_too(commit: Commit) -> None:
+    (manifest,) = (await render(await commit({"m/a.yaml": config_map() + "status: {phase: Active}\n"}), "m")).manifests
+    assert list(manifest.object) == ["apiVersion", "kind", "metadata"]
+
+
 async def test_a_kustomization_of_configuration_is_not_applied(commit: Commit) -> None:
     component = "apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\n"
     assert await names(commit, {"m/a.yaml": component + "---\n" + config_map()}) == ["ConfigMap/settings"]
@@ -389,6 +394,19 @@ async def test_a_link_that_leaves_the_directory_is_refused(target: str, tmp_path
 async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="No such file or directory"):
         await render_directory(tmp_path / "gone")
+
+
+async def test_an_overlay_on_disk_cannot_leave_its_repository(tmp_path: Path) -> None:
+    for path, text in {
+        "repo/.git/HEAD": "",
+        "repo/prod/kustomization.yaml": "resources: [../../outside]\n",
+        "outside/kustomization.yaml": "resources: [a.yaml]\n",
+        "outside/a.yaml": config_map("a"),
+    }.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / path).write_text(text)
+    with pytest.raises(Invalid, match=r"'\.\./\.\./outside' is not in the commit"):
+        await render_directory(tmp_path / "repo/prod")
 
 
 async def test_an_overlay_on_disk_sees_its_repository(tmp_path: Path) -> None:
