@@ -185,11 +185,11 @@ class _Demo:
             address = sandbox.service_address("default", NAME, 8200)
             if not address:
                 raise Transient("the sandbox does not serve its Service", doing=f"looking for {NAME}")
-            probe = self._probe = await stack.enter_async_context(Probe(f"http://{address}/").asking())
+            probe = self._probe = await stack.enter_async_context(Probe(address).asking())
             await probe.until(bool)
             to_first = time.monotonic() - self._began
             self._tell(f"it serves: “{probe.latest}”")
-            self._invite(url, f"http://{address}/", service)
+            self._invite(url, probe.url, service)
             pushed = time.monotonic()
             if self._options.wait:
                 sha = await self._foreign_push(url, first)

@@ -23,6 +23,7 @@ LARGEST_REQUEST = 1 << 30  # bytes
 DEADLINE = 900.0  # seconds for one request
 _PATIENCE = 30.0  # seconds for a request's head
 _CHUNK = 1 << 16
+_PUSH = "git-receive-pack"
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -73,7 +74,8 @@ class GitHost:
     async def serve(self, host: str, port: int) -> AsyncGenerator[GitHost]:
         """Listens while the context lasts; port 0 takes a free one. ``Invalid`` if the address cannot be had."""
         app = web.Application()
-        app.router.add_route("*", "/{repository:[A-Za-z0-9][A-Za-z0-9._-]*}.git/{rest:.*}", self._answer)
+        for method, rest in (("GET", "info/refs"), ("POST", "git-upload-pack"), ("POST", _PUSH)):
+            app.router.add_route(method, f"/{{repository:[A-Za-z0-9][A-Za-z0-9._-]*}}.git/{rest}", self._answer)
         # a compressed body stays as it came: git unpacks it itself
         runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=2.0)
         await runner.setup()
@@ -106,11 +108,13 @@ class GitHost:
             async with asyncio.timeout(DEADLINE):
                 return await self._backend(request)
         except TimeoutError:
-            return web.Response(status=503, text="took too long\n")
+            if request.transport is not None:
+                request.transport.abort()  # the answer has begun: it can only be cut
+            return web.Response(status=503)
         finally:
             if connection is not None:
                 connection.end()
-            if request.match_info["rest"] == "git-receive-pack":
+            if request.path.endswith(_PUSH):
                 self._pushed(name)
 
     async def _backend(self, request: web.Request) -> web.StreamResponse:
@@ -143,10 +147,11 @@ class GitHost:
                 return web.Response(status=500, text="git could not answer\n")
             fields = dict(line.split(": ", 1) for line in head.decode("latin-1").strip().split("\r\n"))
             response = web.StreamResponse(status=int(fields.pop("Status", "200").split()[0]), headers=fields)
-            await response.prepare(request)
-            while chunk := await process.stdout.read(_CHUNK):
-                await response.write(chunk)
-            await response.write_eof()
+            with contextlib.suppress(ConnectionResetError):  # whoever asked went away
+                await response.prepare(request)
+                while chunk := await process.stdout.read(_CHUNK):
+                    await response.write(chunk)
+                await response.write_eof()
             return response
         finally:
             feeding.cancel()
