@@ -24,6 +24,7 @@ from gitsync.model import (
     Stage,
     SyncStatus,
 )
+from gitsync.render import Reader
 from gitsync.report.reporter import Reporter, Run
 from gitsync.report.status import timestamp
 from gitsync.source import GitSource
@@ -47,6 +48,7 @@ class Tools:
     applications: Callable[[str], Application | None]
     wake: Callable[[str], None]
     source: GitSource
+    reader: Reader
     images: Images
     cluster: Cluster
     records: Records

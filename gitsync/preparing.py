@@ -138,7 +138,9 @@ class Preparing:
 
     async def render(self, application: Application, snapshot: Snapshot) -> Desired:
         path = application.spec.source.path or manifests_path(snapshot)
-        options = replace(RenderOptions(), release=application.name, namespace=application.target_namespace)
+        options = RenderOptions(
+            reader=self._tools.reader, release=application.name, namespace=application.target_namespace
+        )
         desired = await render(snapshot, path, options=options)
         scopes = await self._scopes(application, desired)
         return stamp(

@@ -40,6 +40,7 @@ from gitsync.model import (
     Stage,
 )
 from gitsync.pipeline import Pipeline
+from gitsync.render import Reader
 from gitsync.report.log import configure
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
@@ -101,6 +102,7 @@ async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> 
             concurrency=settings.concurrent_builds,
             build_timeout=settings.build_timeout,
         ) as images,
+        Reader() as reader,
     ):
         policy = GitPolicy(allow_insecure_transports=settings.allow_insecure_git, fetch_timeout=settings.fetch_timeout)
         service = Service(settings, cluster, reporter, metrics)
@@ -108,6 +110,7 @@ async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> 
             applications=service.parsed.get,
             wake=service.wake,
             source=GitSource(settings.cache_dir, policy),
+            reader=reader,
             images=images,
             cluster=cluster,
             records=Records(cluster),

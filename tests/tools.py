@@ -12,7 +12,7 @@ NEEDED = ("buildah", "busybox", "docker-registry", "git", "node", "podman", "run
 
 def main() -> int:
     try:
-        install({name: PROGRAMS[name] for name in NEEDED})
+        install({name: PROGRAMS[name] for name in NEEDED} | {"kubectl": "kubernetes-client"})
     except PackageError as error:
         print(error, file=sys.stderr)
         return 1
