@@ -49,7 +49,7 @@ from gitsync.source import Ref
 
 MOST_GETS = 8  # objects of one kind and namespace read one by one; more are read by a list
 HANDED_OVER_RETRY = 0.0
-FREE_REPAIRS = 4  # of one object at once, then the pauses double: 8 in the first minute
+FREE_REPAIRS = 3  # of one object at once, then the pauses double: 7 in the first minute
 LONGEST_TRUCE = 300.0  # seconds
 PEACE = 600.0  # seconds without a repair after which a fight is forgotten
 BUILD_LOG = 200  # lines
@@ -134,9 +134,17 @@ class Fight:
 
     def due(self, now: float) -> float:
         """When it may be repaired again, by the monotonic clock. The first few are repaired at once."""
-        if self.repairs < FREE_REPAIRS or now - self.last > PEACE:
-            return now
-        return self.last + min(LONGEST_TRUCE, 2.0 ** (self.repairs - FREE_REPAIRS + 1))
+        return now if now - self.last > PEACE else max(now, self.last + self._pause)
+
+    def over(self, now: float) -> float:
+        """When it may be called over: nobody has struck back for as long as the last pause was."""
+        return max(now, self.last + self._pause / 2)
+
+    @property
+    def _pause(self) -> float:
+        """Seconds from the last repair to the next one."""
+        fights = self.repairs - FREE_REPAIRS
+        return min(LONGEST_TRUCE, 2.0 ** (fights + 1)) if fights >= 0 else 0.0
 
     def repaired(self, now: float) -> None:
         self.repairs = 1 if now - self.last > PEACE else self.repairs + 1
@@ -145,6 +153,24 @@ class Fight:
     @property
     def is_news(self) -> bool:
         return self.told != self.repairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """Two tables of a Record by ``ObjectRef.key``, made once: a repair takes less than a walk through thousands."""
+
+    record: Record
+    sent: Mapping[Key, Json]
+    inventory: Mapping[Key, InventoryItem]
+
+    @classmethod
+    def of(cls, record: Record) -> Index:
+        objects = record.last_good.objects if record.last_good else ()
+        return cls(
+            record=record,
+            sent={ObjectRef.of(obj).key: obj for obj in objects},
+            inventory={item.ref.key: item for item in record.inventory},
+        )
 
 
 @dataclass(slots=True)
@@ -161,6 +187,7 @@ class Memory:
     replies: dict[Key, Json] = field(default_factory=dict[Key, Json])  # of the rollout under way
     fights: dict[Key, Fight] = field(default_factory=dict[Key, "Fight"])
     drifts: Mapping[Key, Drift] = field(default_factory=dict[Key, Drift])  # under repair, or reported
+    index: Index | None = None
     fetched: float = float("-inf")  # when git was last asked, by the monotonic clock
     disturbed: bool = False  # it was said that the cluster differs from what was delivered
 

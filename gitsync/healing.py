@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from gitsync.application import Application
-from gitsync.attempt import Fight, Memory, Prepared, decision_of, followed
+from gitsync.attempt import Fight, Index, Memory, Prepared, decision_of, followed
 from gitsync.cluster.record import GoodState
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import (
@@ -119,26 +119,27 @@ class Healing:
             self._calm(application, memory, now)
             return None
         if application.spec.sync.self_heal == "detect":
-            await self._detect(application, memory, named, good, run)
+            await self._detect(application, memory, named, Index.of(record), run)
             return None
         due = {key: memory.fights.setdefault(key, Fight()).due(now) for key in named}
         fresh = {key: drift for key, drift in named.items() if due[key] <= now or memory.fights[key].is_news}
-        target, differing = await self._differing(application, fresh, good)
+        index = memory.index if memory.index and memory.index.record is record else Index.of(record)
+        memory.index = index
+        target, differing = await self._differing(application, fresh, index)
         waiting = {key: drift for key, drift in differing.items() if due[key] > now}
         if waiting:
             self._truce(application, memory, waiting, {key: due[key] - now for key in waiting}, run)
         ready = {key: drift for key, drift in differing.items() if key not in waiting}
         if not ready:
             return None
-        sent = {ObjectRef.of(obj).key: obj for obj in good.objects}
         origin = Origin(repository=good.revision.repository, sha=good.revision.sha)
         wave = tuple(
             Change(
                 action=Action.CREATE if drift.live is None else Action.UPDATE,
-                manifest=Manifest(ref=drift.ref, object=sent[key], origin=origin),
+                manifest=Manifest(ref=drift.ref, object=index.sent[key], origin=origin),
             )
             for key, drift in ready.items()
-            if key in sent
+            if key in index.sent
         )
         memory.drifts = ready
         return Prepared(
@@ -154,7 +155,7 @@ class Healing:
         )
 
     async def _differing(
-        self, application: Application, named: Mapping[Key, Drift], good: GoodState
+        self, application: Application, named: Mapping[Key, Drift], index: Index
     ) -> tuple[Target, dict[Key, Drift]]:
         """Those that really differ, as they live; and where to write, knowing whose replicas are an autoscaler's."""
         target = self._preparing.target(application)
@@ -167,25 +168,28 @@ class Healing:
                 self.follower.accept(drift.ref, drift.live)
             else:
                 differing[key] = drift
-        return replace(target, autoscaled=await self._scaled(target, differing, good)), differing
+        return replace(target, autoscaled=await self._scaled(target, differing, index)), differing
 
-    async def _scaled(self, target: Target, differing: Mapping[Key, Drift], good: GoodState) -> frozenset[Key]:
+    async def _scaled(self, target: Target, differing: Mapping[Key, Drift], index: Index) -> frozenset[Key]:
         """Which of these an autoscaler scales. The cluster's are only looked for where the replicas differ."""
-        expected = {key: part(self.follower.expects(drift.ref) or {}, "spec") for key, drift in differing.items()}
-        known = frozenset(key for key, spec in expected.items() if "replicas" not in spec)
-        rescaled = [
-            Manifest(ref=drift.ref, object=drift.live, origin=Origin())
-            for key, drift in differing.items()
-            if key not in known and drift.live and part(drift.live, "spec").get("replicas") != expected[key]["replicas"]
-        ]
-        if not rescaled:
-            return known
-        scalers = await autoscalers(target.cluster, rescaled, impersonate=target.impersonate)
-        return known | autoscaled((), [*scalers, *good.objects])
+        known: set[Key] = set()
+        rescaled: list[Manifest] = []
+        for key, drift in differing.items():
+            wanted = part(index.sent.get(key, {}), "spec").get("replicas")
+            if wanted is None or drift.live is None:
+                continue
+            if "replicas" not in part(self.follower.expects(drift.ref) or {}, "spec"):
+                known.add(key)
+            elif part(drift.live, "spec").get("replicas") != wanted:
+                rescaled.append(Manifest(ref=drift.ref, object=drift.live, origin=Origin()))
+        if rescaled:
+            scalers = await autoscalers(target.cluster, rescaled, impersonate=target.impersonate)
+            known |= autoscaled((), [*scalers, *index.sent.values()])
+        return frozenset(known)
 
     def _calm(self, application: Application, memory: Memory, now: float) -> None:
-        """Nothing differs. A fight is over when nobody has struck for as long as the next answer would have taken."""
-        pause = max((fight.due(now) - now for fight in memory.fights.values()), default=0.0)
+        """Nothing differs: say so, once no fight is left."""
+        pause = max((fight.over(now) - now for fight in memory.fights.values()), default=0.0)
         if pause > 0 and memory.disturbed:
             self._again(application, pause)
         elif memory.disturbed:
@@ -196,19 +200,18 @@ class Healing:
         asyncio.get_running_loop().call_later(seconds + 0.01, self._tools.wake, application.key)
 
     async def _detect(
-        self, application: Application, memory: Memory, named: Mapping[Key, Drift], good: GoodState, run: Run
+        self, application: Application, memory: Memory, named: Mapping[Key, Drift], index: Index, run: Run
     ) -> None:
         """Report, and write nothing: what would be put back is asked of the server as a dry run."""
         news = {key: drift for key, drift in named.items() if memory.drifts.get(key) is not drift}
         if not news:
             return
-        target, differing = await self._differing(application, news, good)
-        memory.drifts = dict(self.follower.drifted(application.key))
-        sent = {ObjectRef.of(obj).key: obj for obj in good.objects}
+        target, differing = await self._differing(application, news, index)
+        memory.drifts = self.follower.drifted(application.key)
         manifests = [
-            Manifest(ref=drift.ref, object=sent[key], origin=Origin())
+            Manifest(ref=drift.ref, object=index.sent[key], origin=Origin())
             for key, drift in differing.items()
-            if drift.live is not None and key in sent
+            if drift.live is not None and key in index.sent
         ]
         replies = (await dry_run(target, manifests)).replies
         texts: list[str] = []
@@ -221,7 +224,7 @@ class Healing:
             )
             run.log.warning("drift detected", object=str(drift.ref), what=text)
         memory.disturbed = True
-        counts = {"objects": len(good.objects), "outOfSync": len(memory.drifts), "unhealthy": 0, "held": 0}
+        counts = {"objects": len(index.sent), "outOfSync": len(memory.drifts), "unhealthy": 0, "held": 0}
         differs = "; ".join(texts[:5])
         self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, counts=counts, differs=differs)
 
@@ -270,11 +273,14 @@ class Healing:
         """Put fields and objects back. No attempt is recorded: it is the last good state that is sent again."""
         application, target = prepared.application, prepared.target
         record = await self._ledger.current(application, memory)
+        index = memory.index if memory.index and memory.index.record is record else Index.of(record)
+        known = [index.inventory[change.manifest.ref.key] for change in prepared.plan.changes
+                 if change.manifest.ref.key in index.inventory]  # fmt: skip
         drifts, memory.drifts = memory.drifts, {}
         self.follower.attend(application.key)
         landed: list[Applied] = []
         try:
-            await apply_wave(target, prepared.plan.changes, inventory=record.inventory, on_applied=landed.append)
+            await apply_wave(target, prepared.plan.changes, inventory=known, on_applied=landed.append)
         finally:
             now, repaired = time.monotonic(), 0
             for applied in landed:
@@ -294,7 +300,8 @@ class Healing:
                 self._tools.reporter.event(
                     application, "DriftRepaired", f"{text}; put back", warning=True, action="SelfHeal", about=drift.ref
                 )
-            await self._ledger.take_stock(application, memory, landed, 0)
+            if {each.uid for each in landed} - {item.uid for item in known}:
+                await self._ledger.take_stock(application, memory, landed, 0)
             self._tools.reporter.metrics.repaired(application.namespace, application.name, repaired)
         if memory.disturbed or self.follower.drifted(application.key):
             self._tools.wake(application.key)
