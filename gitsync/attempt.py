@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 import orjson
 
 from gitsync.application import DEFAULT_PATHS, Application
-from gitsync.cluster.record import Attempt, Quarantined, Record
+from gitsync.cluster.record import Attempt, GoodState, Quarantined, Record
 from gitsync.errors import GitsyncError, Invalid
 from gitsync.model import (
     ANNOTATION_APPROVE,
@@ -370,6 +370,27 @@ def essence(obj: Json) -> Json:
         if key not in ("managedFields", "resourceVersion", "generation")
     }
     return {key: value for key, value in obj.items() if key != "status"} | {"metadata": metadata}
+
+
+def unproven(wave: Sequence[Change], live: Mapping[Key, Json], good: GoodState | None) -> tuple[Applied, ...]:
+    """Objects of the wave that need no change, and yet are not what served last, as they live.
+
+    An earlier try has sent them and was interrupted, or gave up waiting: whether they serve is still to be seen.
+    """
+    proven = {ObjectRef.of(obj).key: obj for obj in good.objects} if good else {}
+    return tuple(
+        Applied(
+            ref=change.manifest.ref,
+            uid=str(found["metadata"]["uid"]),
+            resource_version=str(found["metadata"]["resourceVersion"]),
+            changed=False,
+            object=found,
+        )
+        for change in wave
+        if change.action is Action.UNCHANGED
+        and (found := live.get(change.manifest.ref.key)) is not None
+        and proven.get(change.manifest.ref.key) != change.manifest.object
+    )
 
 
 def summary(planned: Plan) -> str:

@@ -28,6 +28,7 @@ from gitsync.attempt import (
     remembered,
     summary,
     surviving,
+    unproven,
     without,
 )
 from gitsync.cluster.record import GoodState, HistoryEntry, Record
@@ -104,6 +105,9 @@ class Delivering:
         await self._ledger.take_stock(application, memory, landed, number)
         memory.replies.update((each.ref.key, each.object) for each in applied)
 
+        waited = unproven(wave, prepared.live, record.last_good)
+        same = [change.manifest.ref for change in wave if change.action is Action.UNCHANGED]
+
         def heard(health: Health) -> None:
             run.tell(": ".join(part for part in (str(health.ref or ""), health.message or health.status.value) if part))
 
@@ -111,8 +115,8 @@ class Delivering:
             handover,
             wait_healthy(
                 target,
-                applied,
-                unchanged=[change.manifest.ref for change in wave if change.action is Action.UNCHANGED],
+                [*applied, *waited],
+                unchanged=[ref for ref in same if ref not in {each.ref for each in waited}],
                 ours=[change.manifest.ref.key for change in prepared.plan.changes],
                 deadline=application.spec.sync.timeout.total_seconds(),
                 on_health=heard,

@@ -29,11 +29,12 @@ from gitsync.attempt import (
     remembered,
     summary,
     surviving,
+    unproven,
     without,
     without_effectless,
 )
 from gitsync.cluster.client import Cluster
-from gitsync.cluster.record import Attempt, Quarantined, Record
+from gitsync.cluster.record import Attempt, GoodState, Quarantined, Record
 from gitsync.errors import Invalid
 from gitsync.model import (
     ANNOTATION_APPROVE,
@@ -325,6 +326,24 @@ def test_an_update_that_the_server_takes_for_none_is_none() -> None:
     ]  # fmt: skip
     assert judged.changes[0].fields == ()
     assert judged.changes[1] == other
+
+
+def test_what_an_earlier_try_has_sent_is_still_to_be_seen_serving() -> None:
+    same, sent = change(Action.UNCHANGED, "Deployment", "same"), change(Action.UNCHANGED, "Deployment", "sent")
+    new, gone = change(Action.UNCHANGED, "Deployment", "new"), change(Action.UNCHANGED, "Job", "gone")
+    update = change(Action.UPDATE, "Deployment", "update")
+
+    def lives(each: Change) -> Json:
+        return each.manifest.object | {"metadata": {"uid": "7", "resourceVersion": "8"}, "status": {"replicas": 1}}
+
+    live = {each.manifest.ref.key: lives(each) for each in (same, sent, new, update)}
+    former = (same.manifest.object, sent.manifest.object | {"spec": {"replicas": 3}}, update.manifest.object)
+    good = GoodState(revision=REVISION, objects=former, at=datetime(2026, 1, 2, tzinfo=UTC))
+    wave = (same, sent, new, gone, update)
+    waited = unproven(wave, live, good)
+    assert [each.ref.name for each in waited] == ["sent", "new"]
+    assert (waited[0].uid, waited[0].resource_version, waited[0].object) == ("7", "8", lives(sent))
+    assert [each.ref.name for each in unproven(wave, live, None)] == ["same", "sent", "new"]
 
 
 def test_the_essence_is_what_a_write_does_not_touch_by_itself() -> None:
