@@ -98,10 +98,7 @@ class Ledger:
         memory.decided = decision
         good = memory.record.last_good if memory.record else None
         newer = decision is not None and (good is None or good.revision.sha != decision.sha)
-        changes: dict[str, Any] = {
-            "sync": SyncStatus.OUT_OF_SYNC if newer else SyncStatus.UNKNOWN,
-            **handled(application),
-        }
+        changes: dict[str, Any] = handled(application) | ({"sync": SyncStatus.OUT_OF_SYNC} if newer else {})
         if isinstance(error, BuildFailed | Rejected) and digest and decision is not None:
             entry = Quarantined(
                 digest=digest,

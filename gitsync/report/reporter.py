@@ -116,7 +116,7 @@ class Reporter:
         before = said.observation
         said.observation = replace(before, **({"generation": application.generation} | changes))
         attempt = said.observation.attempt
-        if attempt is not None and not attempt.running and not isinstance(attempt.error, Transient):
+        if attempt is not None and not _passes(attempt):
             said.settled = attempt
         if said.observation != before or not said.written:
             observed = said.observation
@@ -128,11 +128,14 @@ class Reporter:
         return said.observation
 
     def recovered(self, application: Application) -> None:
-        """Bad luck has passed and nothing new was found: show the last attempt that got somewhere again."""
+        """The source answers and has nothing new: show the last attempt that got somewhere again.
+
+        What went wrong before that, or by bad luck, is over: a branch that is back, a registry that answers.
+        """
         said = self._said.get(application.key)
         if said is not None and said.observation.attempt is not None:
             attempt = said.observation.attempt
-            if attempt.running or isinstance(attempt.error, Transient):
+            if _passes(attempt):
                 self.observe(application, attempt=said.settled)
 
     def event(
@@ -267,3 +270,8 @@ class Run:
             lowest_ready=self.lowest_ready, error=error,
         )  # fmt: skip
         self._reporter.observe(self.application, attempt=attempt, **changes)
+
+
+def _passes(attempt: status.Attempt) -> bool:
+    """Whether it is over once the source has answered: it was under way, had bad luck, or never saw a commit."""
+    return attempt.running or isinstance(attempt.error, Transient) or not attempt.revision
