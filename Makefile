@@ -40,7 +40,7 @@ bench: install ## benchmarks as ratios against peers, into reports/
 	$(BIN)/python -m benchmarks $(ARGS)
 
 demo: install ## see `git push` deploy something, in a sandbox on this machine
-	$(BIN)/python -m tests.tools
+	$(BIN)/python -m tests.tools demo
 	$(BIN)/gitsync demo $(ARGS)
 
 lock: ## write the lock files anew (names, versions and hashes only)

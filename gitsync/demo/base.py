@@ -48,10 +48,10 @@ class Base:
 
 def assemble(folder: Path) -> Base:
     """Put the layer into ``folder``. ``Invalid`` says what to install. Takes a second or two, and no network."""
-    doing = f"assembling {NAME}, as no image registry can be reached"
+    doing = f"assembling the base image {NAME}, which cannot be pulled"
     found = {name: shutil.which(name) for name in ("node", "busybox", "ldd")}
     if missing := [name for name, path in found.items() if path is None]:
-        hint = "on Debian: apt-get install nodejs busybox-static; or go online"
+        hint = "on Debian: apt-get install nodejs busybox-static; or reach Docker Hub"
         raise Invalid(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing", doing=doing, hint=hint)
     node, busybox = (Path(str(found[name])).resolve() for name in ("node", "busybox"))
     files = {path: path for program in (node, busybox) for path in (program, *libraries(program))}

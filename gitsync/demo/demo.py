@@ -120,7 +120,6 @@ class _Demo:
         stack.callback(self._screen.now, "")
         self._screen.now("starting a cluster, a registry and a git host on this machine")
         self._place = await stack.enter_async_context(home.home())
-        stack.callback(self._screen.now, "removing everything")
         preparing = asyncio.create_task(self._prepare_base())
         stack.callback(preparing.cancel)
         directory = home.sandbox(self._place)
@@ -134,9 +133,8 @@ class _Demo:
         if assembled := await preparing:
             self._base = "assembled"
             await base.offer(assembled, host)
-            self._tell(
-                f"no image registry is reached: {base.NAME} is assembled from this machine's {assembled.made_of}"
-            )
+            why = "offline" if self._options.offline else "no image registry is reached"
+            self._tell(f"{why}: {base.NAME} is assembled from this machine's {assembled.made_of}")
         githost = await stack.enter_async_context(
             GitHost(self._place / "git", self._pushed).serve("127.0.0.1", _free(3000))
         )
@@ -179,6 +177,7 @@ class _Demo:
     async def _show(self, sandbox: Sandbox, url: str, first: str, started: asyncio.Future[Service]) -> Figures:
         service = self._service = await started
         async with AsyncExitStack() as stack:
+            stack.callback(self._screen.now, "removing everything")
             following = asyncio.create_task(self._follow(service))
             stack.callback(following.cancel)
             await self._served(service, first)

@@ -16,6 +16,7 @@ from gitsync.errors import Invalid, Transient
 from gitsync.images import process
 from gitsync.sandbox.engine import Engine, EngineError
 
+PROGRAM = "docker-registry"
 IMAGE = "docker.io/library/registry:2"
 _DOING = "starting a registry"
 _LISTENING = re.compile(r'msg="listening on ([^"]+)"')
@@ -25,7 +26,7 @@ _PATIENCE = 20.0  # seconds to start in
 @asynccontextmanager
 async def registry(folder: Path, engine: Engine) -> AsyncGenerator[str]:
     """Yields its host (``127.0.0.1:5000``); what is in it lies in ``folder`` or in its container. ``Invalid``."""
-    if shutil.which("docker-registry"):
+    if shutil.which(PROGRAM):
         async with _program(folder) as host:
             yield host
     else:
@@ -49,12 +50,12 @@ async def _program(folder: Path) -> AsyncGenerator[str]:
         if (match := _LISTENING.search(line)) and not listening.done():
             listening.set_result(match[1])
 
-    running = asyncio.create_task(process.run(["docker-registry", "serve", str(file)], note))  # dies with us
+    running = asyncio.create_task(process.run([PROGRAM, "serve", str(file)], note))  # dies with us
     try:
         await asyncio.wait({running, listening}, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         if not listening.done():
             said = "\n".join(running.result().lines[-5:]) if running.done() else f"not ready after {_PATIENCE:.0f} s"
-            raise Transient(f"docker-registry does not listen: {said}", doing=_DOING)
+            raise Transient(f"{PROGRAM} does not listen: {said}", doing=_DOING)
         yield listening.result()
     finally:
         running.cancel()

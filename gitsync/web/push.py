@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ def environment(home: Path) -> dict[str, str]:
 
 async def git(*arguments: str, home: Path, env: Mapping[str, str] | None = None) -> str:
     """Run git with its standard output returned. ``Transient`` with what it said when it fails."""
+    if not shutil.which("git"):
+        raise Invalid("it is not installed", doing="running git", hint="install git")
     process = await asyncio.create_subprocess_exec(
         "git", *arguments,
         env=environment(home) | dict(env or {}), stdin=asyncio.subprocess.DEVNULL,

@@ -1,6 +1,8 @@
 """``gitsync demo`` as a person runs it: what it shows and counts, and that nothing of it stays, however it ends."""
 
+import asyncio
 import contextlib
+import io
 import json
 import os
 import re
@@ -9,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import urllib.request
@@ -18,7 +21,10 @@ from typing import Any
 
 import pytest
 
-from gitsync.sandbox.engine import OWNER_LABEL, find
+from gitsync.demo import registry
+from gitsync.demo.base import libraries
+from gitsync.errors import Invalid
+from gitsync.sandbox.engine import OWNER_LABEL, Engine, find
 
 PREFERRED = (3000, 8080, 8200)
 
@@ -89,11 +95,11 @@ def containers(folder: Path) -> list[str]:
     return [line for line in shown.split() if line.startswith(f"{folder}/")]
 
 
-def images(registry: str) -> list[str]:
+def images(host: str) -> list[str]:
     shown = subprocess.run(
         [find(), "images", "--format", "{{.Repository}}"], capture_output=True, text=True, check=True
     )
-    return [line for line in shown.stdout.split() if line.startswith(f"{registry}/")]
+    return [line for line in shown.stdout.split() if line.startswith(f"{host}/")]
 
 
 def processes(folder: Path) -> list[bytes]:
@@ -111,13 +117,13 @@ def listens(url: str) -> bool:
 
 def check_nothing_is_left(demo: Demo, folder: Path) -> None:
 
-    registry = re.findall(r"a registry listens on (\S+)", demo.text)[0]
+    host = re.findall(r"a registry listens on (\S+)", demo.text)[0]
     assert containers(folder) == []
-    assert images(registry) == []
+    assert images(host) == []
     assert processes(folder) == []
     assert str(folder) not in Path("/proc/self/mountinfo").read_text()
     assert sorted(each.name for each in folder.iterdir()) == ["out", "told"]
-    for url in {f"http://{registry}", *re.findall(r"http://127\.0\.0\.1:\d+", demo.text)}:
+    for url in {f"http://{host}", *re.findall(r"http://127\.0\.0\.1:\d+", demo.text)}:
         assert not listens(url), url
 
 
@@ -176,3 +182,39 @@ def test_the_commands_that_it_prints_change_the_app_after_another_demo_was_kille
     for name in ("commit", "images", "plan", "rollout", "pods"):
         assert len(re.findall(rf"s  {name} ", demo.text)) == 2, demo.text
     check_nothing_is_left(demo, folder)
+
+
+async def test_without_docker_registry_a_container_is_the_registry(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Path(str(shutil.which("docker-registry")))
+    name = "localhost/gitsync/registry-test:1"
+    config = {"version": "0.1", "storage": {"filesystem": {"rootdirectory": "/data"}}, "http": {"addr": ":5000"}}
+    archive = folder / "image.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in (program, *libraries(program)):
+            tar.add(path.resolve(), str(path))
+        entry = tarfile.TarInfo("config.yml")
+        entry.size = len(json.dumps(config))
+        tar.addfile(entry, io.BytesIO(json.dumps(config).encode()))
+        for path in ("data", "tmp"):
+            entry = tarfile.TarInfo(path)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+            tar.addfile(entry)
+    changes = ["--change", f'ENTRYPOINT ["{program}"]', "--change", 'CMD ["serve", "/config.yml"]']
+    subprocess.run([find(), "import", *changes, str(archive), name], capture_output=True, check=True)
+    engine = Engine(find(), str(folder / "sandbox"))
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(registry, "IMAGE", name)
+            patched.setattr(registry, "PROGRAM", "not-installed-anywhere")
+            async with registry.registry(folder, engine) as host:
+                assert await asyncio.to_thread(get, f"http://{host}/v2/") == "{}"
+                assert len(containers(folder)) == 1
+            assert containers(folder) == []
+            patched.setattr(registry, "IMAGE", "127.0.0.1:9/nobody/there:1")
+            with pytest.raises(Invalid, match=r"cannot be pulled.*; install docker-registry"):
+                async with registry.registry(folder, engine):
+                    pass
+    finally:
+        subprocess.run([find(), "rmi", "--force", name], capture_output=True, check=True)
