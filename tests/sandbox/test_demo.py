@@ -137,7 +137,9 @@ def test_ctrl_c_in_the_middle_of_a_rollout_leaves_nothing(folder: Path, start: S
     assert get(demo.address("the app")) == "Hello Kubernetes!\n"
     assert "default/hello" in get(demo.address("the status page"))
     demo.until("git push: “Hello again!”")
+    page = demo.address("the status page")
     demo.process.send_signal(signal.SIGINT)
+    eventually(lambda: not listens(page), "the end of the status page", demo)
     assert demo.end(signal.SIGINT) == 0, demo.text  # a second one, by an impatient person
     check_nothing_is_left(demo, folder)
 
