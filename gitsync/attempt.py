@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 import orjson
 
 from gitsync.application import DEFAULT_PATHS, Application
-from gitsync.cluster.record import Attempt, GoodState, Quarantined, Record
+from gitsync.cluster.record import Attempt, GoodState, HistoryEntry, Quarantined, Record
 from gitsync.errors import GitsyncError, Invalid
 from gitsync.model import (
     ANNOTATION_APPROVE,
@@ -54,6 +54,7 @@ LONGEST_TRUCE = 300.0  # seconds
 PEACE = 600.0  # seconds without a repair after which a fight is forgotten
 BUILD_LOG = 200  # lines
 MOST_HISTORY = 50
+MOST_KEPT = 10  # deployments whose objects are kept, to go back to
 MOST_QUARANTINED = 20
 
 
@@ -86,6 +87,7 @@ class Prepared:
     live: Mapping[Key, Json]
     record_generation: int = 0
     repair: bool = False  # of what somebody changed since the last delivery: no new commit
+    rollback: str = ""  # the mark of a person's request for an earlier revision
     abandons: GitsyncError | None = None  # why the attempt that is under way is taken back; nothing of the plan is sent
 
     def resumes(self, attempt: Attempt) -> bool:
@@ -182,6 +184,7 @@ class Memory:
     considering: Decision | None = None
     digest: str = ""  # of what is being considered
     applying: Decision | None = None
+    rolling_back: str = ""  # the mark of the request that is being followed
     resumed: bool = False  # the attempt that a former process left was looked at
     build_log: deque[str] = field(default_factory=lambda: deque[str](maxlen=BUILD_LOG))  # the end of it
     replies: dict[Key, Json] = field(default_factory=dict[Key, Json])  # of the rollout under way
@@ -297,6 +300,51 @@ def surviving(inventory: Sequence[InventoryItem], prepared: Prepared) -> tuple[I
     return tuple(item for item in inventory if item.ref.key in wanted or uids.get(item.ref.key) == item.uid)
 
 
+def rollback_target(record: Record, wanted: str, generation: int) -> HistoryEntry:
+    """The deployment to go back to: ``wanted`` (a sha or its beginning), or the last one before what is live now.
+
+    ``Invalid`` if its objects are not kept. Without a name, one that was condemned meanwhile is passed over.
+    """
+    kept = [entry for entry in record.history if entry.objects]
+    now = record.attempt or record.last_good
+    sha = wanted.rpartition(":")[2]
+    condemned = {entry.revision.sha for entry in record.quarantine if entry.generation == generation}
+    for entry in kept:
+        found = entry.revision.sha
+        if found.startswith(sha) if sha else found not in {now.revision.sha if now else "", *condemned}:
+            return entry
+    names = ", ".join(dict.fromkeys(entry.revision.short for entry in kept)) or "none"
+    raise Invalid(
+        f"there is no deployment of {sha} to go back to" if sha else "there is no earlier deployment to go back to",
+        doing="rolling back",
+        ref=record.application,
+        hint=f"kept are {names}; 'gitsync history' shows them",
+        reason="RevisionNotFound",
+    )
+
+
+def recorded(history: Sequence[HistoryEntry], entry: HistoryEntry) -> tuple[HistoryEntry, ...]:
+    """The history with one more entry; the objects of old deployments are let go."""
+    entries = (entry, *history)[:MOST_HISTORY]
+    with_objects = [number for number, each in enumerate(entries) if each.objects]
+    late = set(with_objects[MOST_KEPT:])
+    return tuple(replace(each, objects=()) if number in late else each for number, each in enumerate(entries))
+
+
+def _left_behind(record: Record, prepared: Prepared) -> Iterable[Quarantined]:
+    """What a rollback goes back behind: it must not come again by itself."""
+    for state in (record.last_good, record.attempt):
+        if state is not None and state.digest and state.revision.sha != prepared.plan.revision.sha:
+            yield Quarantined(
+                digest=state.digest,
+                generation=prepared.application.generation,
+                revision=state.revision,
+                stage=Stage.ROLLOUT,
+                message=f"a person went back to {prepared.plan.revision}",
+                at=datetime.now(UTC),
+            )
+
+
 def begun(record: Record, prepared: Prepared) -> Record:
     """The Record with the attempt in it.
 
@@ -321,6 +369,12 @@ def begun(record: Record, prepared: Prepared) -> Record:
         digest=prepared.digest,
         overtook=former is not None and (former.overtook or not resumed),
     )
+    if prepared.rollback:
+        record = replace(
+            record,
+            approvals=(*record.approvals[-MOST_QUARANTINED:], prepared.rollback),
+            quarantine=remembered(record.quarantine, *_left_behind(record, prepared)),
+        )
     return replace(
         record, attempt=attempt, inventory=merged(record.inventory, prepared.present),
         bases={**record.bases, **prepared.images.bases},

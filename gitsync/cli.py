@@ -31,7 +31,15 @@ from rich.table import Table
 from gitsync import __version__
 from gitsync.application import API_GROUP, KIND, VERSION, Application
 from gitsync.errors import GitsyncError, Held, Invalid, Waiting
-from gitsync.model import ANNOTATION_APPROVE, ANNOTATION_REQUESTED_AT, ANNOTATION_RETRY, Action, Json, ObjectRef
+from gitsync.model import (
+    ANNOTATION_APPROVE,
+    ANNOTATION_REQUESTED_AT,
+    ANNOTATION_RETRY,
+    ANNOTATION_ROLLBACK,
+    Action,
+    Json,
+    ObjectRef,
+)
 
 T = TypeVar("T")
 
@@ -389,6 +397,46 @@ def approve(
             annotations = {ANNOTATION_APPROVE: sha, ANNOTATION_REQUESTED_AT: token()}
             obj = await cluster.patch(ref, {"metadata": {"annotations": annotations}})
         emit(summary(obj), output, lambda: f"{ref.namespace}/{ref.name}: approved {sha[:12]}")
+
+    run(work())
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="The Application.")],
+    revision: Annotated[
+        str, typer.Argument(help="The deployment to go back to (see 'history'); default: the one before.")
+    ] = "",
+    namespace: NamespaceOption = "",
+    timeout: TimeoutOption = 900,
+    output: OutputOption = Output.TABLE,
+    kubeconfig: KubeconfigOption = None,
+    context: ContextOption = "",
+) -> None:
+    """Put an earlier deployment back, without git. What is left stays away; newer commits are deployed as ever."""
+
+    async def work() -> None:
+        ref, asked = reference(name, namespace), token()
+        annotations = {ANNOTATION_ROLLBACK: f"{revision}@{asked}", ANNOTATION_REQUESTED_AT: asked}
+        async with connected(kubeconfig, context) as cluster:
+            before = await read(cluster, ref)
+            if Application.parse(before).spec.sync.suspend:
+                raise Invalid("it is suspended", doing="rolling back", ref=ref, hint=f"'gitsync resume {name}' first")
+            await cluster.patch(ref, {"metadata": {"annotations": annotations}})
+            obj = await follow(
+                cluster,
+                ref,
+                lambda seen: (
+                    status_of(seen).get("lastHandledReconcileAt") == asked
+                    and condition(seen, "Reconciling").get("status") == "False"
+                ),
+                timeout=timeout,
+                quiet=output in (Output.JSON, Output.YAML),
+            )
+        row = summary(obj)
+        if row["revision"] == status_of(before).get("revision", ""):
+            conclude(obj, output)  # it stayed where it was, and says why
+        emit(row, output, lambda: f"{ref.namespace}/{ref.name}: {row['revision']} serves")
 
     run(work())
 

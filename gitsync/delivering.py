@@ -16,7 +16,6 @@ from typing import Any
 from gitsync.application import FINALIZER, Application
 from gitsync.attempt import (
     HANDED_OVER_RETRY,
-    MOST_HISTORY,
     Handover,
     Memory,
     Outcome,
@@ -25,6 +24,7 @@ from gitsync.attempt import (
     held_message,
     merged,
     quarantined,
+    recorded,
     remembered,
     summary,
     surviving,
@@ -73,7 +73,7 @@ class Delivering:
             memory,
             lambda now: replace(
                 now,
-                last_good=replace(good, revision=revision, images=prepared.images.images),
+                last_good=replace(good, revision=revision, images=prepared.images.images, digest=prepared.digest),
                 inventory=merged(surviving(now.inventory, prepared), prepared.present),
                 bases={**now.bases, **prepared.images.bases},
             ),
@@ -146,6 +146,7 @@ class Delivering:
             objects=tuple(change.manifest.object for change in prepared.plan.changes),
             images=prepared.images.images,
             bases=prepared.images.bases,
+            digest=prepared.digest,
             at=now,
         )
         started = record.attempt.started_at if record.attempt else run.started
@@ -153,10 +154,11 @@ class Delivering:
             revision=revision,
             started_at=started,
             finished_at=now,
-            outcome="Deployed",
+            outcome="RolledBack" if prepared.rollback else "Deployed",
             message=summary(prepared.plan),
             images=prepared.images.images,
             lowest_ready_share=run.lowest_ready,
+            objects=good.objects,
         )
         await self._ledger.save(
             application,
@@ -166,7 +168,7 @@ class Delivering:
                 last_good=good,
                 attempt=None,
                 inventory=merged(surviving(now.inventory, prepared), prepared.present),
-                history=(entry, *now.history)[:MOST_HISTORY],
+                history=recorded(now.history, entry),
                 bases={**now.bases, **prepared.images.bases},
             ),
         )
@@ -272,7 +274,7 @@ class Delivering:
             await self._ledger.save(
                 application,
                 memory,
-                lambda now: replace(without(now, gone), attempt=None, history=(finished, *now.history)[:MOST_HISTORY]),
+                lambda now: replace(without(now, gone), attempt=None, history=recorded(now.history, finished)),
             )
         memory.decided = prepared.decision
         if good is not None:

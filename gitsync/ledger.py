@@ -98,7 +98,8 @@ class Ledger:
         memory.decided = decision
         good = memory.record.last_good if memory.record else None
         newer = decision is not None and (good is None or good.revision.sha != decision.sha)
-        changes: dict[str, Any] = handled(application) | ({"sync": SyncStatus.OUT_OF_SYNC} if newer else {})
+        answered = handled(application) if memory.applying is None else {}  # a rollout that was asked for goes on
+        changes: dict[str, Any] = answered | ({"sync": SyncStatus.OUT_OF_SYNC} if newer else {})
         if isinstance(error, BuildFailed | Rejected) and digest and decision is not None:
             entry = Quarantined(
                 digest=digest,

@@ -133,6 +133,9 @@ class Pipeline:
             resumed = await self._preparing.resume(application, memory, record, run) if first else None
             if resumed is not None:
                 return resumed
+            back = await self._preparing.rollback(application, memory, record, run)  # needs no git either
+            if back is not None:
+                return back
             starved = time.monotonic() - memory.fetched > 2 * self.interval(application.key)
             repair = await self._healing.repair(application, memory, run)  # needs no git: that may be down
             if repair is not None and not starved:
@@ -177,6 +180,7 @@ class Pipeline:
         try:
             return await self._apply(prepared, memory, run, handover)
         except (Invalid, Held) as error:  # told already
+            memory.applying = None
             await self._ledger.remember(
                 prepared.application, memory, run, error, decision=prepared.decision, digest=prepared.digest
             )

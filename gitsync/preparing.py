@@ -26,6 +26,7 @@ from gitsync.attempt import (
     merged,
     needed,
     ref_of,
+    rollback_target,
     without_effectless,
 )
 from gitsync.cluster.answers import NoKind
@@ -35,6 +36,7 @@ from gitsync.errors import BuildFailed, GitsyncError, Held, Invalid, Refused, Wa
 from gitsync.images import Destination, ImageUse, RegistryCredentials, describe, select
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import (
+    ANNOTATION_ROLLBACK,
     Action,
     Desired,
     HealthStatus,
@@ -389,6 +391,38 @@ class Preparing:
         memory.considering, memory.digest = decision, attempt.digest
         async with run.stage(Stage.PLAN, "resuming what was interrupted"):
             return await self.plan(application, memory, record, decision, desired, images, attempt.digest, run)
+
+    async def rollback(self, application: Application, memory: Memory, record: Record, run: Run) -> Prepared | None:
+        """An earlier deployment, from the objects that were kept of it, if a person has asked for that. Once."""
+        wanted, _, token = application.annotations.get(ANNOTATION_ROLLBACK, "").rpartition("@")
+        mark = f"rollback:{token}"
+        if not token or mark in record.approvals or memory.rolling_back == mark:
+            return None
+        memory.rolling_back = mark
+        try:
+            entry = rollback_target(record, wanted, application.generation)
+            run.found(str(entry.revision))
+            good = {ObjectRef.of(obj).key for obj in record.last_good.objects} if record.last_good else frozenset[Key]()
+            origin = Origin(repository=entry.revision.repository, sha=entry.revision.sha)
+            manifests = tuple(
+                Manifest(ref=ObjectRef.of(obj), object=obj, origin=origin)
+                for obj in entry.objects
+                if obj["kind"] != "Job" or ObjectRef.of(obj).key in good  # a Job of long ago is not run again
+            )
+            desired = Desired(revision=entry.revision, manifests=manifests)
+            decision, images = decision_of(application, entry.revision), ImageSet(images=entry.images)
+            memory.considering, memory.digest = decision, input_digest(desired, {})
+            async with run.stage(Stage.PLAN, f"going back to {entry.revision}"):
+                prepared = await self.plan(application, memory, record, decision, desired, images, memory.digest, run)
+        except Invalid:
+            await self._ledger.save(
+                application, memory, lambda now: replace(now, approvals=(*now.approvals[-MOST_QUARANTINED:], mark))
+            )
+            raise
+        except BaseException:
+            memory.rolling_back = ""
+            raise
+        return replace(prepared, rollback=mark)
 
     def abandon(self, application: Application, record: Record, decision: Decision, error: GitsyncError) -> Prepared:
         """What is under way has no future, because what ``decision`` names was refused: take it back."""

@@ -61,6 +61,7 @@ class GoodState:
     objects: tuple[Json, ...]
     images: tuple[Image, ...] = ()
     bases: Mapping[str, str] = field(default_factory=_empty)
+    digest: str = ""  # what quarantine would remember, should a person go back behind it
     at: datetime
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from gitsync.application import Application
 from gitsync.attempt import (
+    MOST_KEPT,
     MOST_QUARANTINED,
     Decision,
     Handover,
@@ -25,8 +26,10 @@ from gitsync.attempt import (
     needed,
     placed,
     quarantined,
+    recorded,
     ref_of,
     remembered,
+    rollback_target,
     summary,
     surviving,
     unproven,
@@ -34,7 +37,7 @@ from gitsync.attempt import (
     without_effectless,
 )
 from gitsync.cluster.client import Cluster
-from gitsync.cluster.record import Attempt, GoodState, Quarantined, Record
+from gitsync.cluster.record import Attempt, GoodState, HistoryEntry, Quarantined, Record
 from gitsync.errors import Invalid
 from gitsync.model import (
     ANNOTATION_APPROVE,
@@ -182,6 +185,71 @@ def test_what_went_leaves_the_inventory_and_an_error_is_no_absence() -> None:
     )
     items = (item("wanted"), item("alive"), item("replaced"), item("gone"))
     assert surviving(items, plan) == (item("wanted"), item("alive"))
+
+
+# ---------------------------------------------------------------- going back
+
+
+def deployed(letter: str, *, kept: bool = True) -> HistoryEntry:
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    objects = (manifest("ConfigMap", letter).object,) if kept else ()
+    revision = replace(REVISION, sha=letter * 40)
+    return HistoryEntry(revision=revision, started_at=at, finished_at=at, outcome="Deployed", objects=objects)
+
+
+def good(letter: str, digest: str = "") -> GoodState:
+    revision = replace(REVISION, sha=letter * 40)
+    return GoodState(revision=revision, objects=(), digest=digest, at=datetime(2026, 1, 2, tzinfo=UTC))
+
+
+HISTORY = (deployed("d"), deployed("c", kept=False), deployed("b"), deployed("a"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("", "b"), ("aaaaaaa", "a"), ("main@sha1:" + "b" * 40, "b"), ("dd", "d"), ("cccc", ""), ("eeee", "")],
+)
+def test_a_rollback_goes_to_the_one_that_is_named_or_the_one_before(wanted: str, found: str) -> None:
+    now = record(history=HISTORY, last_good=good("d"))
+    if found:
+        assert rollback_target(now, wanted, 4).revision.sha == found * 40
+        return
+    with pytest.raises(Invalid, match=r"there is no deployment of .* to go back to") as refusal:
+        rollback_target(now, wanted, 4)
+    assert refusal.value.hint.startswith("kept are ddddddd, bbbbbbb, aaaaaaa;")
+
+
+def test_without_a_name_the_condemned_are_passed_over_and_a_rollout_is_left_for_what_serves() -> None:
+    condemned = replace(entry("x", 4), revision=replace(REVISION, sha="b" * 40))
+    now = record(history=HISTORY, last_good=good("d"), quarantine=(condemned,))
+    assert rollback_target(now, "", 4).revision.sha == "a" * 40
+    assert rollback_target(now, "", 5).revision.sha == "b" * 40, "another spec, another chance"
+    rolling = former(prepared(revision=replace(REVISION, sha="e" * 40)))
+    assert rollback_target(replace(now, attempt=rolling), "", 4).revision.sha == "d" * 40
+    with pytest.raises(Invalid, match="there is no earlier deployment"):
+        rollback_target(record(history=HISTORY[:1], last_good=good("d")), "", 4)
+
+
+def test_what_a_rollback_leaves_does_not_come_back_by_itself() -> None:
+    rolling = replace(former(prepared(digest="of-e", revision=replace(REVISION, sha="e" * 40))), generation=3)
+    now = record(last_good=good("d", "of-d"), attempt=rolling)
+    back = replace(prepared(digest="of-a", revision=replace(REVISION, sha="a" * 40)), rollback="rollback:now")
+    after = begun(now, back)
+    assert [(each.digest, each.generation) for each in after.quarantine] == [("of-d", 4), ("of-e", 4)]
+    assert after.approvals == ("rollback:now",)
+    assert begun(now, replace(back, rollback="")).quarantine == ()
+    onto_itself = replace(prepared(revision=replace(REVISION, sha="d" * 40)), rollback="rollback:now")
+    assert [each.digest for each in begun(now, onto_itself).quarantine] == ["of-e"]
+
+
+def test_the_objects_of_old_deployments_are_let_go() -> None:
+    history: tuple[HistoryEntry, ...] = ()
+    for number in range(MOST_KEPT + 5):
+        history = recorded(history, deployed(str(number % 10), kept=number % 2 == 0 or number > 5))
+    kept = [bool(each.objects) for each in history]
+    assert sum(kept) == MOST_KEPT
+    assert kept[:9] == [True] * 9
+    assert len(history) == MOST_KEPT + 5
 
 
 # ---------------------------------------------------------------- quarantine
