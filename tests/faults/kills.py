@@ -87,6 +87,8 @@ LANES: dict[str, list[tuple[str, Commit]]] = {
         ("record.cleaned", grow),
     ],
     "restore": [
+        ("record.saved@2", broken),
+        ("wait.started", broken),
         ("restore.started", broken),
         ("restore.object-applied", broken),
         ("restore.applied", broken),

@@ -1,4 +1,4 @@
-"""Several gitsyncs, one writer: killed as it takes or gives up the lease, frozen in mid-apply, started at once."""
+"""Several gitsyncs, one writer: killed as it takes or gives up the lease, frozen before it applies, started at once."""
 
 import json
 import signal
@@ -118,13 +118,13 @@ def frozen_leader(rig: Rig, report: Report) -> None:
         first = one.start()
         case.served(case.repository.head)
         first.stop()
-        with report.scenario("one writer", f"the leader is frozen for {FROZEN} s in mid-apply") as row:
+        with report.scenario("one writer", f"the leader is frozen for {FROZEN} s before it applies") as row:
             case.sample.version = "2"
             sha = case.push()
-            frozen = one.start(f"apply.object-sent=pause:{FROZEN}")
+            frozen = one.start(f"apply.started=pause:{FROZEN}")
             case.until(lambda: holder(case) == "one", "the first leads")
             other = two.start()
-            case.until(lambda: "failpoint apply.object-sent hit" in frozen.text, "the leader freezes")
+            case.until(lambda: "failpoint apply.started hit" in frozen.text, "the leader freezes")
             began = time.monotonic()
             case.served(sha)
             row["served_after"] = seconds_since(began)

@@ -379,7 +379,7 @@ class Case:
 
     def builds(self) -> int:
         """Builds that were begun so far, by all processes of this case."""
-        return sum(process.text.count("STEP 1/") for process in self.processes)
+        return sum(process.text.count('"line":"STEP 1/') for process in self.processes)
 
     def check_built_once(self) -> None:
         """No input was built twice."""

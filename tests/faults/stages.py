@@ -78,9 +78,8 @@ def _is_not_tried_again(case: Case, sha: str, good: str) -> None:
     """A process that starts with an empty disk refuses the commit anew, or has nothing to do."""
     again = case.start(empty_disk=True)
     case.until(lambda: [line for line in again.lines("stage failed") if sha in str(line)], "it is refused again")
-    status = case.status()
-    assert str(status["revision"]).endswith(good)
-    assert status["sync"] == "OutOfSync"
+    case.until(lambda: case.status()["sync"] == "OutOfSync", "the status says so")
+    assert str(case.status()["revision"]).endswith(good)
 
 
 SCENARIOS: dict[str, Scenario] = {f"broken-{name}": broken_at(name) for name in BROKEN}

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from gitsync import failpoints
-from tests.faults import alone, guards, kills, leaders, luck, overtaking, stages
+from tests.faults import alone, goingback, guards, kills, leaders, luck, overtaking, stages
 from tests.faults.rig import Report, Rig, Scenario
 
 pytestmark = pytest.mark.faults
@@ -24,6 +24,7 @@ SCENARIOS: dict[str, Scenario] = {
     **guards.SCENARIOS,
     **luck.SCENARIOS,
     **overtaking.SCENARIOS,
+    **goingback.SCENARIOS,
 }
 
 
