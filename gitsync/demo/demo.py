@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,17 +134,17 @@ class _Demo:
             await base.offer(assembled, host)
             why = "offline" if self._options.offline else "no image registry is reached"
             self._tell(f"{why}: {base.NAME} is assembled from this machine's {assembled.made_of}")
-        githost = await stack.enter_async_context(
-            GitHost(self._place / "git", self._pushed).serve("127.0.0.1", _free(3000))
-        )
+        githost = GitHost(self._place / "git", self._pushed)
+        try:
+            await stack.enter_async_context(githost.serve("127.0.0.1", 3000))
+        except Invalid:  # somebody else has the port
+            await stack.enter_async_context(githost.serve("127.0.0.1", 0))
         url = await githost.create(NAME)
         first = await self._commit(url)
         self._tell(f"a git host has the sample: {url}")
         started: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(
-            run_repository(self._settings(sandbox, host, mirror=assembled is not None), url, name=NAME,
-                           started=started.set_result)
-        )  # fmt: skip
+        settings = self._settings(sandbox, host, mirror=assembled is not None)
+        serving = asyncio.create_task(_serve(settings, url, started.set_result))
         return await _beside(serving, self._show(sandbox, url, first, started))
 
     async def _prepare_base(self) -> base.Base | None:
@@ -162,7 +161,7 @@ class _Demo:
             registry_mirrors={"docker.io": host} if mirror else {},
             allow_insecure_git=True,
             cache_dir=home.cache(self._place),
-            listen=f"127.0.0.1:{_free(8080)}",
+            listen="127.0.0.1:8080",
             public_status=True,
             leader_election=False,
             log_level=self._level,
@@ -345,15 +344,13 @@ def _count(probe: Probe) -> str:
     return text
 
 
-def _free(port: int) -> int:
-    """The port if nothing listens on it, else 0: any other."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(("127.0.0.1", port))
-        except OSError:
-            return 0
-    return port
+async def _serve(settings: Settings, url: str, started: Callable[[Service], None]) -> None:
+    try:
+        await run_repository(settings, url, name=NAME, started=started)
+    except Invalid as error:
+        if error.reason != "AddressUnavailable":
+            raise
+        await run_repository(settings.model_copy(update={"listen": "127.0.0.1:0"}), url, name=NAME, started=started)
 
 
 async def _beside(serving: asyncio.Task[None], work: Coroutine[Any, Any, _T]) -> _T:
