@@ -11,18 +11,20 @@ AWAY = 20  # seconds
 
 
 def registry_down(rig: Rig, report: Report) -> None:
-    with rig.case("registry") as case, report.scenario(PROMISE, "registry down before the push") as row:
+    with rig.case("pushing") as case, report.scenario(PROMISE, "registry down before the push") as row:
         started(case)
         rig.cluster.kill("registry", how=signal.SIGSTOP)
         try:
             sha = case.push()
-            wait_out(case, row, sha, lambda: rig.cluster.kill("registry", how=signal.SIGCONT), "registry")
+            wait_out(
+                case, row, sha, lambda: rig.cluster.kill("registry", how=signal.SIGCONT), rig.cluster.registry_host
+            )
         finally:
             rig.cluster.kill("registry", how=signal.SIGCONT)
 
 
 def registry_down_in_rollout(rig: Rig, report: Report) -> None:
-    with rig.case("registry") as case, report.scenario(PROMISE, "registry down during the rollout") as row:
+    with rig.case("pulling") as case, report.scenario(PROMISE, "registry down during the rollout") as row:
         started(case)
         case.end()
         sha = case.push()
@@ -30,7 +32,7 @@ def registry_down_in_rollout(rig: Rig, report: Report) -> None:
         rig.cluster.kill("registry", how=signal.SIGSTOP)
         try:
             case.start()
-            wait_out(case, row, sha, lambda: rig.cluster.kill("registry", how=signal.SIGCONT), "pull")
+            wait_out(case, row, sha, lambda: rig.cluster.kill("registry", how=signal.SIGCONT), "ContainerCreating")
         finally:
             rig.cluster.kill("registry", how=signal.SIGCONT)
 

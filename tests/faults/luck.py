@@ -15,8 +15,13 @@ def wait_out(case: Case, row: Json, sha: str, heal: Callable[[], object], words:
     """Until the status explains itself, and then until it deploys by itself."""
     good, before = case.good, case.pods()
     with case.asked() as answers:
-        case.until(lambda: words in json.dumps(case.status()), f"the status says {words}")
-        row["says"] = case.condition("Ready")["message"][:300]
+
+        def says() -> str:
+            ready = case.condition("Ready")
+            text = f"{ready['reason']}: {ready['message']}"
+            return text if ready["status"] != "True" and words in text else ""
+
+        row["says"] = case.until(says, f"the status says {words}")[:300]
         assert case.condition("Stalled")["status"] != "True", case.status()
         assert not case.record().quarantine
         assert case.good == good
