@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 import orjson
 
+from gitsync import __version__
 from gitsync.application import DEFAULT_PATHS, Application
 from gitsync.cluster.record import Attempt, GoodState, HistoryEntry, Quarantined, Record
 from gitsync.errors import GitsyncError, Invalid
@@ -66,6 +67,15 @@ class Decision:
     generation: int
     approved: str = ""
     retried: str = ""
+
+    @property
+    def mark(self) -> str:
+        """Under what else than the commit it was decided. Another gitsync may make something else of the same."""
+        return " ".join((__version__, str(self.generation), self.approved, self.retried))
+
+    def delivered(self, good: GoodState) -> bool:
+        """Whether this is what serves already, with nothing left to do."""
+        return good.revision.sha == self.sha and good.settled == self.mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +202,7 @@ class Memory:
     drifts: Mapping[Key, Drift] = field(default_factory=dict[Key, Drift])  # under repair, or reported
     index: Index | None = None
     fetched: float = float("-inf")  # when git was last asked, by the monotonic clock
+    taken_up: bool = False  # from the Record alone: what differs is dry-run before anything is written
     disturbed: bool = False  # it was said that the cluster differs from what was delivered
 
 
@@ -272,10 +283,10 @@ def needed(desired: Desired) -> frozenset[ObjectRef]:
     )
 
 
-def followed(manifest: Manifest) -> bool:
+def followed(obj: Json) -> bool:
     """Whether drift of it is repaired. A Job ran once and may be cleaned away; some say that they are left alone."""
-    annotations: Json = manifest.object["metadata"].get("annotations") or {}
-    return manifest.ref.kind != "Job" and annotations.get(ANNOTATION_RECONCILE) != "disabled"
+    annotations: Json = obj["metadata"].get("annotations") or {}
+    return obj["kind"] != "Job" and annotations.get(ANNOTATION_RECONCILE) != "disabled"
 
 
 # ---------------------------------------------------------------- the Record
@@ -465,6 +476,11 @@ def placed(planned: Plan, ref: ObjectRef | None) -> str:
     """``Deployment/shop/web (shop@3f2a1b0 manifests/web.yaml:1)``, as far as it is known; "" without an object."""
     origin = next((each.manifest.origin for each in planned.changes if ref and each.manifest.ref.key == ref.key), None)
     return f"{ref} ({origin})" if str(origin or "") else str(ref or "")
+
+
+def settled(prepared: Prepared) -> str:
+    """The mark of a delivery that left nothing to do, ``""`` of one that waits for an approval."""
+    return "" if prepared.plan.held or prepared.rollback else prepared.decision.mark
 
 
 def held_message(prepared: Prepared) -> str:

@@ -26,6 +26,7 @@ from gitsync.attempt import (
     quarantined,
     recorded,
     remembered,
+    settled,
     summary,
     surviving,
     unproven,
@@ -46,6 +47,7 @@ from gitsync.model import (
 from gitsync.plan.waves import prune_order
 from gitsync.preparing import Preparing
 from gitsync.report.reporter import Run
+from gitsync.report.status import MOST_FINDINGS
 from gitsync.rollout import watch as rollout
 from gitsync.rollout.apply import apply_wave
 from gitsync.rollout.dryrun import dry_run
@@ -68,17 +70,29 @@ class Delivering:
         """A commit that changes no object and no image is deployed already: only the Record moves on."""
         revision, good = prepared.plan.revision, record.last_good
         assert good is not None
+        objects = tuple(change.manifest.object for change in prepared.plan.changes)
+        looks = self._healing.looks(prepared, memory, objects)
+        moved = replace(
+            good,
+            revision=revision,
+            objects=objects,
+            looks=looks,
+            settled=settled(prepared),
+            findings=prepared.plan.findings[:MOST_FINDINGS],
+            images=prepared.images.images,
+            digest=prepared.digest,
+        )
         await self._ledger.save(
             prepared.application,
             memory,
             lambda now: replace(
                 now,
-                last_good=replace(good, revision=revision, images=prepared.images.images, digest=prepared.digest),
+                last_good=moved,
                 inventory=merged(surviving(now.inventory, prepared), prepared.present),
                 bases={**now.bases, **prepared.images.bases},
             ),
         )
-        await self._healing.follow(prepared, memory)
+        await self._healing.follow(prepared, memory, looks)
         run.succeeded(f"{revision} changes nothing in the cluster", **self.deployed(prepared))
 
     async def roll(
@@ -141,9 +155,14 @@ class Delivering:
     async def delivered(self, prepared: Prepared, memory: Memory, run: Run) -> None:
         application, revision, now = prepared.application, prepared.plan.revision, datetime.now(UTC)
         record = await self._ledger.current(application, memory)
+        objects = tuple(change.manifest.object for change in prepared.plan.changes)
+        looks = self._healing.looks(prepared, memory, objects)
         good = GoodState(
             revision=revision,
-            objects=tuple(change.manifest.object for change in prepared.plan.changes),
+            objects=objects,
+            looks=looks,
+            settled=settled(prepared),
+            findings=prepared.plan.findings[:MOST_FINDINGS],
             images=prepared.images.images,
             bases=prepared.images.bases,
             digest=prepared.digest,
@@ -172,7 +191,7 @@ class Delivering:
                 bases={**now.bases, **prepared.images.bases},
             ),
         )
-        await self._healing.follow(prepared, memory)
+        await self._healing.follow(prepared, memory, looks)
         metrics = self._tools.reporter.metrics
         metrics.deployed(application.namespace, application.name, "success")
         if run.lowest_ready is not None:

@@ -15,7 +15,7 @@ from datetime import datetime
 
 from gitsync.application import Application
 from gitsync.attempt import Fight, Index, Memory, Prepared, decision_of, followed
-from gitsync.cluster.record import GoodState
+from gitsync.cluster.record import GoodState, Look
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import (
     FIELD_MANAGER,
@@ -39,7 +39,7 @@ from gitsync.report.reporter import Run
 from gitsync.report.status import timestamp
 from gitsync.rollout.apply import apply_wave
 from gitsync.rollout.dryrun import dry_run
-from gitsync.rollout.follow import Drift, Follower
+from gitsync.rollout.follow import Drift, Followed, Follower
 from gitsync.rollout.ownership import autoscalers, without_replicas
 from gitsync.rollout.target import Key, Target, part
 
@@ -52,7 +52,7 @@ class Healing:
         self._ledger = ledger
         self._preparing = preparing
         self._memories = memories
-        self.follower = Follower(tools.cluster, owned_digest, on_drift=self._drifts, on_health=self._lives)
+        self.follower = Follower(tools.cluster, _fields, on_drift=self._drifts, on_health=self._lives)
         tools.reporter.metrics.watches(self.follower.blind)
 
     def _drifts(self, key: str) -> None:
@@ -75,36 +75,56 @@ class Healing:
         memory.replies.clear()
         self.follower.attend(application.key)
 
-    async def follow(self, prepared: Prepared, memory: Memory) -> None:
+    def looks(self, prepared: Prepared, memory: Memory, objects: Iterable[Json]) -> tuple[Look, ...]:
+        """How the server has these objects, as it answered the rollout or was read before it."""
+        found: list[Look] = []
+        for obj in objects:
+            key = ObjectRef.of(obj).key
+            scaled, live = key in prepared.target.autoscaled, memory.replies.get(key) or prepared.live.get(key)
+            fields = _fields(without_replicas(obj) if scaled else obj, live) if live is not None else ""
+            found.append(Look(fields=fields, scaled=scaled))
+        return tuple(found)
+
+    async def follow(self, prepared: Prepared, memory: Memory, looks: Sequence[Look]) -> None:
         """What was delivered is what should be, from now on."""
-        memory.decided = prepared.decision
-        manifests = [change.manifest for change in prepared.plan.changes]
-        await self._follow(prepared, memory, manifests, prepared.live)
+        memory.decided, memory.taken_up = prepared.decision, False
+        replies, memory.replies = {**prepared.live, **memory.replies}, {}
+        objects = [change.manifest.object for change in prepared.plan.changes]
+        await self._follow(prepared.application, memory, zip(objects, looks, strict=True), replies)
 
     async def follow_good(self, prepared: Prepared, memory: Memory, good: GoodState) -> None:
         """After a restore: what is seen first counts as right where the restore wrote nothing."""
-        manifests = [Manifest(ref=ObjectRef.of(obj), object=obj, origin=Origin()) for obj in good.objects]
-        await self._follow(prepared, memory, manifests, {})
+        looks = self.looks(replace(prepared, live={}), memory, good.objects)
+        replies, memory.replies = memory.replies, {}
+        await self._follow(prepared.application, memory, zip(good.objects, looks, strict=True), replies)
+
+    async def take_up(self, application: Application, memory: Memory, good: GoodState) -> None:
+        """After a restart: the Record says how everything was left, so watches alone tell what has changed since."""
+        if good.looks:  # else an older gitsync has written it
+            memory.taken_up = True
+            await self._follow(application, memory, zip(good.objects, good.looks, strict=True), {})
 
     async def _follow(
-        self, prepared: Prepared, memory: Memory, manifests: Iterable[Manifest], live: Mapping[Key, Json]
+        self,
+        application: Application,
+        memory: Memory,
+        objects: Iterable[tuple[Json, Look]],
+        replies: Mapping[Key, Json],
     ) -> None:
-        application, target = prepared.application, prepared.target
-        replies, memory.replies = memory.replies, {}
         memory.following = True
         if application.spec.sync.self_heal == "off":
             await self.follower.forget(application.key)
             return
-        objects = [
-            (
-                each.ref,
-                without_replicas(each.object) if each.ref.key in target.autoscaled else each.object,
-                replies.get(each.ref.key) or live.get(each.ref.key),
-            )
-            for each in manifests
-            if followed(each)
-        ]
-        await self.follower.follow(application.key, objects, impersonate=target.impersonate)
+        wanted: list[Followed] = []
+        for obj, look in objects:
+            ref = ObjectRef.of(obj)
+            reply: Json = replies.get(ref.key, {})
+            if followed(obj):
+                sent = without_replicas(obj) if look.scaled else obj
+                version = str(part(reply, "metadata").get("resourceVersion", ""))
+                wanted.append(Followed(ref=ref, sent=sent, fields=look.fields, version=version))
+        account = self._preparing.target(application).impersonate
+        await self.follower.follow(application.key, wanted, impersonate=account)
 
     # ------------------------------------------------------------------ what differs
 
@@ -125,7 +145,7 @@ class Healing:
         fresh = {key: drift for key, drift in named.items() if due[key] <= now or memory.fights[key].is_news}
         index = memory.index if memory.index and memory.index.record is record else Index.of(record)
         memory.index = index
-        target, differing = await self._differing(application, fresh, index)
+        target, differing = await self._differing(application, memory, fresh, index)
         waiting = {key: drift for key, drift in differing.items() if due[key] > now}
         if waiting:
             self._truce(application, memory, waiting, {key: due[key] - now for key in waiting}, run)
@@ -155,7 +175,7 @@ class Healing:
         )
 
     async def _differing(
-        self, application: Application, named: Mapping[Key, Drift], index: Index
+        self, application: Application, memory: Memory, named: Mapping[Key, Drift], index: Index
     ) -> tuple[Target, dict[Key, Drift]]:
         """Those that really differ, as they live; and where to write, knowing whose replicas are an autoscaler's."""
         target = self._preparing.target(application)
@@ -168,7 +188,36 @@ class Healing:
                 self.follower.accept(drift.ref, drift.live)
             else:
                 differing[key] = drift
-        return replace(target, autoscaled=await self._scaled(target, differing, index)), differing
+        target = replace(target, autoscaled=await self._scaled(target, differing, index))
+        if memory.taken_up:
+            memory.taken_up = False
+            differing = await self._tried(target, differing, index)
+        return target, differing
+
+    async def _tried(self, target: Target, differing: Mapping[Key, Drift], index: Index) -> dict[Key, Drift]:
+        """After a restart: what the server would answer as it is (another webhook, another default) is no drift."""
+        replies = await self._replies(target, differing, index)
+        left = dict(differing)
+        for key, drift in differing.items():
+            sent = self.follower.expects(drift.ref)
+            if (
+                drift.live is not None
+                and sent
+                and key in replies
+                and not drifted(sent, replies[key].object, drift.live)
+            ):
+                self.follower.accept(drift.ref, drift.live)
+                del left[key]
+        return left
+
+    async def _replies(self, target: Target, differing: Mapping[Key, Drift], index: Index) -> Mapping[Key, Applied]:
+        """What the server says to sending those that exist, as dry runs."""
+        manifests = [
+            Manifest(ref=drift.ref, object=index.sent[key], origin=Origin())
+            for key, drift in differing.items()
+            if drift.live is not None and key in index.sent
+        ]
+        return (await dry_run(target, manifests)).replies
 
     async def _scaled(self, target: Target, differing: Mapping[Key, Drift], index: Index) -> frozenset[Key]:
         """Which of these an autoscaler scales. The cluster's are only looked for where the replicas differ."""
@@ -206,14 +255,9 @@ class Healing:
         news = {key: drift for key, drift in named.items() if memory.drifts.get(key) is not drift}
         if not news:
             return
-        target, differing = await self._differing(application, news, index)
+        target, differing = await self._differing(application, memory, news, index)
         memory.drifts = self.follower.drifted(application.key)
-        manifests = [
-            Manifest(ref=drift.ref, object=index.sent[key], origin=Origin())
-            for key, drift in differing.items()
-            if drift.live is not None and key in index.sent
-        ]
-        replies = (await dry_run(target, manifests)).replies
+        replies = await self._replies(target, differing, index)
         texts: list[str] = []
         for key, drift in differing.items():
             reply = replies[key].object if key in replies else None
@@ -305,6 +349,11 @@ class Healing:
             self._tools.reporter.metrics.repaired(application.namespace, application.name, repaired)
         if memory.disturbed or self.follower.drifted(application.key):
             self._tools.wake(application.key)
+
+
+def _fields(sent: Json, live: Json) -> str:
+    """Half of a digest tells thousands of objects apart, and a Record holds one of each."""
+    return owned_digest(sent, live)[:32]
 
 
 def _culprit(culprit: Culprit, seen: datetime) -> str:

@@ -14,11 +14,13 @@ from gitsync.application import Application
 from gitsync.attempt import Decision, Memory, handled, merged, remembered
 from gitsync.cluster.answers import Rejected
 from gitsync.cluster.client import Cluster
-from gitsync.cluster.record import Quarantined, Record, Records
+from gitsync.cluster.record import GoodState, Quarantined, Record, Records
 from gitsync.errors import BuildFailed, GitsyncError
 from gitsync.images import Images, RegistryCredentials
 from gitsync.model import (
     Applied,
+    Health,
+    HealthStatus,
     InventoryItem,
     Revision,
     Stage,
@@ -127,6 +129,18 @@ class Ledger:
         if good is None:
             return {}
         return {"revision": str(good.revision), "last_good": str(good.revision), "images": good.images}
+
+    def taken_up(self, application: Application, good: GoodState) -> dict[str, Any]:
+        """What to say after a restart that found everything delivered, until the watches say something else."""
+        return {
+            "suspended": False,
+            "sync": SyncStatus.SYNCED,
+            "health": Health(status=HealthStatus.HEALTHY),
+            "images": good.images,
+            "findings": good.findings,
+            "counts": {"objects": len(good.objects), "outOfSync": 0, "unhealthy": 0, "held": 0},
+            **handled(application),
+        }
 
     def quarantine_seen(self, memory: Memory) -> dict[str, Any]:
         entries = memory.record.quarantine if memory.record else ()

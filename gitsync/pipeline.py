@@ -133,6 +133,8 @@ class Pipeline:
             resumed = await self._preparing.resume(application, memory, record, run) if first else None
             if resumed is not None:
                 return resumed
+            if first and record.last_good is not None:
+                await self._healing.take_up(application, memory, record.last_good)
             back = await self._preparing.rollback(application, memory, record, run)  # needs no git either
             if back is not None:
                 return back
@@ -148,6 +150,11 @@ class Pipeline:
                 if memory.applying is None:
                     self._tools.reporter.observe(application, suspended=False, **handled(application))
                     self._tools.reporter.recovered(application)
+                return repair
+            good = record.last_good
+            if good and memory.taken_up and decision.delivered(good):
+                memory.decided = decision
+                self._tools.reporter.observe(application, **self._ledger.taken_up(application, good))
                 return repair
             run.found(str(revision))
             memory.considering, memory.digest = decision, ""

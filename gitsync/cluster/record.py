@@ -28,7 +28,7 @@ from gitsync.cluster.answers import Conflict
 from gitsync.cluster.client import Cluster
 from gitsync.errors import Invalid
 from gitsync.failpoints import failpoint
-from gitsync.model import API_GROUP, Image, InventoryItem, Json, ObjectRef, Origin, Revision, Stage
+from gitsync.model import API_GROUP, Finding, Image, InventoryItem, Json, ObjectRef, Origin, Revision, Stage
 
 SECRET_TYPE = f"{API_GROUP}/record"
 LABEL_RECORD = f"{API_GROUP}/record-of"
@@ -54,6 +54,17 @@ def _empty() -> Mapping[str, str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """How the server had one object when it was delivered: a digest of the fields that were sent (``owned_digest``).
+
+    ``scaled``: without the replicas, which are an autoscaler's.
+    """
+
+    fields: str
+    scaled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GoodState:
     """The last state that served: exactly the objects that were sent, pinned and labelled, in order of application."""
 
@@ -62,6 +73,9 @@ class GoodState:
     images: tuple[Image, ...] = ()
     bases: Mapping[str, str] = field(default_factory=_empty)
     digest: str = ""  # what quarantine would remember, should a person go back behind it
+    settled: str = ""  # under what it was delivered completely (``Decision.mark``); "": something is left to do
+    looks: tuple[Look, ...] = ()  # of ``objects``; with them a restart needs no rendering to know what has changed
+    findings: tuple[Finding, ...] = ()
     at: datetime
 
 

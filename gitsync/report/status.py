@@ -85,6 +85,8 @@ def build(previous: Mapping[str, Any], observation: Observation, *, now: datetim
     }
     if observation.attempt is not None:
         status["lastAttempt"] = _last_attempt(observation.attempt, redactor)
+    elif isinstance(former := previous.get("lastAttempt"), dict):
+        status["lastAttempt"] = cast("LastAttempt", former)  # of a former process
     if observation.handled_request:
         status["lastHandledReconcileAt"] = shorten(observation.handled_request, 256)
     return cast("Json", status)

@@ -9,9 +9,8 @@ heard.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -33,6 +32,7 @@ Fingerprint = Callable[[Json, Json], str]
 
 _MOST_HEARD = 8
 _GONE = ("", b"gone")
+_SHORTLY = 0.05  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,19 @@ class Drift:
     at: datetime
     live: Json | None = None
     unread: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """One object to follow. ``fields`` is the fingerprint of how it is right; "": as it is seen first.
+
+    ``version`` is the resource version that has these fields, if that is known.
+    """
+
+    ref: ObjectRef
+    sent: Json
+    fields: str = ""
+    version: str = ""
 
 
 @dataclass(slots=True)
@@ -74,7 +87,7 @@ class _Expected:
 @dataclass(slots=True)
 class _Watched:
     watcher: Watcher
-    task: asyncio.Task[None]
+    tasks: Sequence[asyncio.Task[None]]
     users: set[str] = field(default_factory=set[str])
 
 
@@ -102,32 +115,31 @@ class Follower:
         self._drifted: dict[str, dict[Key, Drift]] = {}
         self._health: dict[str, dict[Key, Health]] = {}
         self._watched: dict[Place, _Watched] = {}
+        self._judged: set[str] = set()
 
     async def __aenter__(self) -> Follower:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for watched in self._watched.values():
-            watched.task.cancel()
-        await asyncio.gather(*(watched.task for watched in self._watched.values()), return_exceptions=True)
+        tasks = [task for watched in self._watched.values() for task in watched.tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._watched.clear()
 
     # ------------------------------------------------------------------ what should be
 
-    async def follow(
-        self, owner: str, objects: Iterable[tuple[ObjectRef, Json, Json | None]], *, impersonate: str = ""
-    ) -> None:
-        """From now on these, and only these, are the objects of Application ``owner``: (ref, sent, live or reply).
+    async def follow(self, owner: str, objects: Iterable[Followed], *, impersonate: str = "") -> None:
+        """From now on these, and only these, are the objects of Application ``owner``.
 
-        Without a live object the first one that is seen counts as right. Kinds that cannot be watched are left out.
-        ``impersonate``: user whose rights apply.
+        Kinds that cannot be watched are left out. ``impersonate``: user whose rights apply.
         """
         wanted: dict[Key, _Expected] = {}
         unread: dict[Key, Drift] = {}
-        for ref, sent, live in objects:
-            fields = self._fingerprint(sent, live) if live is not None else ""
-            wanted[ref.key] = expected = _Expected(owner, ref, sent, fields)
-            if live is not None and self._overtaken(impersonate, ref, str(live["metadata"].get("resourceVersion", ""))):
+        for each in objects:
+            ref = each.ref
+            wanted[ref.key] = expected = _Expected(owner, ref, each.sent, each.fields)
+            if each.version and self._overtaken(impersonate, ref, each.version):
                 unread[ref.key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
             if former := self._expected.get(ref.key):
                 expected.heard = former.heard[-1:]
@@ -239,9 +251,17 @@ class Follower:
     def _judge(self, expected: _Expected, live: Json | None) -> None:
         table = self._health.setdefault(expected.owner, {})
         verdict = health(live, expected.ref)
-        if table.get(expected.ref.key) != verdict:
-            table[expected.ref.key] = verdict
-            self._on_health(expected.owner, aggregate(table.values()))
+        if table.get(expected.ref.key) == verdict:
+            return
+        table[expected.ref.key] = verdict
+        if not self._judged:  # one verdict for all that is heard in one go: it looks at every object
+            asyncio.get_running_loop().call_later(_SHORTLY, self._tell)
+        self._judged.add(expected.owner)
+
+    def _tell(self) -> None:
+        judged, self._judged = self._judged, set()
+        for owner in judged & self._health.keys():
+            self._on_health(owner, aggregate(self._health[owner].values()))
 
     # ------------------------------------------------------------------ watches
 
@@ -265,9 +285,28 @@ class Follower:
                 impersonate=account,
                 on_stale=lambda error: self._stale(kind, namespace, error),
             )
-            task = asyncio.create_task(watcher.run(), name=f"follow {kind} in {namespace or 'the cluster'}")
-            watched = self._watched[place] = _Watched(watcher, task)
+            name = f"follow {kind} in {namespace or 'the cluster'}"
+            tasks = [asyncio.create_task(work, name=name) for work in (watcher.run(), self._miss(watcher, place))]
+            watched = self._watched[place] = _Watched(watcher, tasks)
         watched.users.add(owner)
+
+    async def _miss(self, watcher: Watcher, place: Place) -> None:
+        """What a first list lacks is gone, or bears another label; no event will ever tell."""
+        await watcher.synced.wait()
+        _, group, version, kind, namespace = place
+        for expected in self._expected.values():
+            ref = expected.ref
+            here = (ref.group, ref.version, ref.kind, ref.namespace) == (group, version, kind, namespace)
+            if here and (ref.namespace, ref.name) not in watcher.entries:
+                drifted = self._drifted.setdefault(expected.owner, {})
+                drifted[ref.key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
+                self._on_drift(expected.owner)
+
+    async def caught_up(self, owner: str) -> None:
+        """Until every watch of the Application has seen all there is."""
+        for watched in list(self._watched.values()):
+            if owner in watched.users:
+                await watched.watcher.synced.wait()
 
     def _stale(self, kind: str, namespace: str, error: GitsyncError | None) -> None:
         if error is not None:
@@ -285,6 +324,6 @@ class Follower:
         watched.users.discard(owner)
         if not watched.users:
             del self._watched[place]
-            watched.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, GitsyncError):
-                await watched.task
+            for task in watched.tasks:
+                task.cancel()
+            await asyncio.gather(*watched.tasks, return_exceptions=True)

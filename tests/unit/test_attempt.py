@@ -357,10 +357,10 @@ def test_pods_need_what_they_mount_and_read() -> None:
 
 
 def test_jobs_and_what_says_so_are_left_alone() -> None:
-    assert followed(manifest("Deployment", "d"))
-    assert not followed(manifest("Job", "j"))
+    assert followed(manifest("Deployment", "d").object)
+    assert not followed(manifest("Job", "j").object)
     told = {"name": "d", "namespace": "prod", "annotations": {ANNOTATION_RECONCILE: "disabled"}}
-    assert not followed(manifest("Deployment", "d", metadata=told))
+    assert not followed(manifest("Deployment", "d", metadata=told).object)
 
 
 # ---------------------------------------------------------------- the plan

@@ -9,7 +9,7 @@ import pytest
 from gitsync.cluster.client import Cluster
 from gitsync.model import LABEL_APPLICATION, Health, Json, ObjectRef
 from gitsync.plan.diff import owned_digest
-from gitsync.rollout.follow import Follower
+from gitsync.rollout.follow import Followed, Follower
 
 APP = "shop/web"
 
@@ -19,7 +19,7 @@ def config(namespace: str, **data: str) -> Json:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
-class Followed:
+class Case:
     """A follower of one ConfigMap that was sent with ``key: ours``."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
@@ -41,7 +41,9 @@ class Followed:
         return (await self.cluster.apply(self.sent)).object
 
     async def follow(self, reply: Json) -> None:
-        await self.follower.follow(APP, [(self.ref, self.sent, reply)])
+        version = str(reply["metadata"]["resourceVersion"])
+        fields = owned_digest(self.sent, reply)
+        await self.follower.follow(APP, [Followed(ref=self.ref, sent=self.sent, fields=fields, version=version)])
 
     async def edit(self, value: str = "theirs", **more: str) -> str:
         """By somebody else; the version that it became."""
@@ -63,8 +65,8 @@ class Followed:
 
 
 @asynccontextmanager
-async def following(cluster: Cluster, namespace: str) -> AsyncGenerator[Followed]:
-    it = Followed(cluster, namespace)
+async def following(cluster: Cluster, namespace: str) -> AsyncGenerator[Case]:
+    it = Case(cluster, namespace)
     async with it.follower:
         reply = await it.apply()
         await it.follow(reply)
