@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,8 @@ from typing import Any
 import pytest
 
 from tests.cluster import Cluster, OwnCluster, load, packages
-from tests.cluster.githost import GitHost
-from tests.e2e.outside import Follower, clone_of_sample, get, pods, prepare_namespace, service_url
-from tests.e2e.world import ROOT, Repository, eventually
+from tests.e2e.outside import pods, service_url
+from tests.e2e.world import ROOT, Project, World, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -56,9 +55,10 @@ class Rollout:
 class Campaign:
     """One sample, deployed by a running gitsync and rolled again and again under load."""
 
-    def __init__(self, cluster: Cluster, copy: Repository, gitsync: Follower, log: Path) -> None:
-        self.cluster, self.copy, self.gitsync, self.log = cluster, copy, gitsync, log
-        self.namespace = gitsync.namespace
+    def __init__(self, project: Project, log: Path) -> None:
+        self.cluster: Cluster = project.world.cluster
+        self.project, self.copy, self.log = project, project.repository, log
+        self.namespace = project.namespace
         self.text = "Hello Kubernetes!"
         self.rollouts: list[Rollout] = []
         self.shares: list[list[bool]] = []
@@ -74,7 +74,7 @@ class Campaign:
     def roll(self, version: str) -> None:
         old = [f"pod/{pod['metadata']['name']}" for pod in pods(self.cluster, self.namespace, "hello")]
         begin = time.time()
-        self.gitsync.served(self.change(f"Hello Kubernetes! {version}"))
+        self.project.wait_for(self.change(f"Hello Kubernetes! {version}"), seconds=240)
         self.cluster.kubectl("-n", self.namespace, "wait", "--for=delete", *old, "--timeout=120s", timeout=130)
         end = time.time()
         new = pods(self.cluster, self.namespace, "hello")
@@ -118,39 +118,34 @@ class Campaign:
                 watch.wait(timeout=10)
         self.shares = [[word == "true" for word in line.split()] for line in file.read_text().splitlines()]
 
-
-@pytest.fixture(scope="module")
-def host(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHost]:
-    with GitHost(tmp_path_factory.mktemp("host"), address=cluster.node_ip, port=0) as host:
-        yield host
+    def history(self) -> list[dict[str, Any]]:
+        """As ``gitsync history`` tells it, newest first."""
+        argv = [sys.executable, "-m", "gitsync", "history", self.project.key, "-o", "json"]
+        environment = os.environ | {"KUBECONFIG": str(self.cluster.kubeconfig)}
+        return json.loads(self.cluster.run_in(argv, env=environment, cwd=ROOT).stdout)
 
 
 @contextmanager
-def campaign(
-    cluster: Cluster, host: GitHost, namespace: str, work: Path, patch: Path | None = None
-) -> Generator[Campaign]:
-    copy = clone_of_sample(host, f"{namespace}/hello", "hello", work / "hello")
-    if patch is not None:
-        copy.git("apply", str(patch))
+def campaign(world: World, name: str, patch: Path | None = None) -> Generator[Campaign]:
     REPORTS.mkdir(exist_ok=True)
-    prepare_namespace(cluster, host, namespace)
-    try:
-        with Follower(cluster, work / "gitsync", url=copy.url, namespace=namespace) as gitsync:
-            made = Campaign(cluster, copy, gitsync, REPORTS / f"{namespace}.jsonl.gz")
-            gitsync.served(made.change("Hello Kubernetes! 0"))
-            assert get(service_url(cluster, namespace, "hello")) == "Hello Kubernetes! 0\n"
-            yield made
-    finally:
-        cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+    with world.project("hello") as project:
+        if patch is not None:
+            project.repository.git("apply", str(patch))
+        made = Campaign(project, REPORTS / f"{name}.jsonl.gz")
+        first = made.change("Hello Kubernetes! 0")
+        project.follow(interval="5s")
+        project.wait_for(first, seconds=240)
+        assert project.get("hello") == "Hello Kubernetes! 0\n"
+        yield made
 
 
-def test_twenty_rollouts_lose_no_request(cluster: Cluster, host: GitHost, tmp_path: Path) -> None:
+def test_twenty_rollouts_lose_no_request(world: World, tmp_path: Path) -> None:
     (REPORTS / "zero-downtime.json").unlink(missing_ok=True)  # of a former run
-    with campaign(cluster, host, "zero-downtime", tmp_path) as hello:
+    with campaign(world, "zero-downtime") as hello:
         with hello.watched(tmp_path), hello.loaded():
             for number in range(1, ROLLOUTS + 1):
                 hello.roll(str(number))
-        history = hello.gitsync.history()
+        history = hello.history()
     requests = load.read(hello.log)
     figures = _figures(requests, hello.rollouts)
     _report(**figures, lowest_ready_share=[each["lowestReadyShare"] for each in history[:-1]])
@@ -171,9 +166,9 @@ def test_twenty_rollouts_lose_no_request(cluster: Cluster, host: GitHost, tmp_pa
     assert min(sum(ready) for ready in hello.shares) >= 2, "a moment with fewer than the two replicas that are wanted"
 
 
-def test_the_same_load_sees_a_server_that_does_not_drain_fail(cluster: Cluster, host: GitHost, tmp_path: Path) -> None:
+def test_the_same_load_sees_a_server_that_does_not_drain_fail(world: World) -> None:
     """Without it the test above would prove nothing: it differs in probe, preStop and SIGTERM handling alone."""
-    with campaign(cluster, host, "zero-downtime-control", tmp_path, CONTROL) as hello, hello.loaded():
+    with campaign(world, "zero-downtime-control", CONTROL) as hello, hello.loaded():
         for number in range(1, CONTROL_ROLLOUTS + 1):
             hello.roll(str(number))
     requests = load.read(hello.log)
