@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test e2e bench demo lock clean
+.PHONY: help install lint format test e2e faults bench demo lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: install ## unit, contract and sandbox tests: real git, builds, registry, c
 
 e2e: install ## the promises on a real Kubernetes in a network namespace of its own
 	$(BIN)/python -m tests.e2e $(ARGS)
+
+faults: install ## the same with processes killed and the network cut; longer than make e2e
+	$(BIN)/python -m tests.e2e tests/faults $(ARGS)
 
 bench: install ## benchmarks as ratios against peers, into reports/
 	$(BIN)/python -m benchmarks $(ARGS)
