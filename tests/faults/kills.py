@@ -26,8 +26,9 @@ def adopt(case: Case, version: str) -> str:
 
 
 def scale(case: Case, version: str) -> str:
-    """A Deployment whose replicas are an autoscaler's."""
+    """A Deployment whose replicas are an autoscaler's; and what ``replace`` needs to find."""
     case.sample.version, case.sample.replicas, case.sample.objects = version, None, [autoscaler()]
+    case.sample.maps = {"frozen": {"immutable": True, "data": {"version": version}}}
     return case.push(f"Version {version}, scaled by the cluster")
 
 

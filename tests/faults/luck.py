@@ -11,8 +11,8 @@ from tests.faults.sample import incompressible
 PROMISE = "bad luck is not held against a commit"
 
 
-def wait_out(case: Case, row: Json, sha: str, heal: Callable[[], object], words: str) -> None:
-    """Until the status explains itself, and then until it deploys by itself."""
+def wait_out(case: Case, row: Json, sha: str, heal: Callable[[], object], words: str, *, tries: int = 1) -> None:
+    """Until the status explains itself and so many tries were in vain, and then until it deploys by itself."""
     good, before = case.good, case.pods()
     with case.asked() as answers:
 
@@ -22,6 +22,8 @@ def wait_out(case: Case, row: Json, sha: str, heal: Callable[[], object], words:
             return text if ready["status"] != "True" and words in text else ""
 
         row["says"] = case.until(says, f"the status says {words}")[:300]
+        if tries > 1:
+            case.until(lambda: str(case.last.lines("stage failed")).count(sha) >= tries, f"{tries} tries were in vain")
         assert case.condition("Stalled")["status"] != "True", case.status()
         assert not case.record().quarantine
         assert case.good == good
@@ -86,7 +88,7 @@ def missing_dependency(rig: Rig, report: Report) -> None:
         started(case)
         case.sample.container = {"envFrom": [{"configMapRef": {"name": "from-elsewhere"}}]}
         create = ("create", "configmap", "from-elsewhere", "--from-literal=KEY=value")
-        wait_out(case, row, case.push(), lambda: case.kubectl(*create), "from-elsewhere")
+        wait_out(case, row, case.push(), lambda: case.kubectl(*create), "from-elsewhere", tries=2)
 
 
 def missing_application(rig: Rig, report: Report) -> None:

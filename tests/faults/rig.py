@@ -49,7 +49,8 @@ class Process:
         return self.log_file.read_text(errors="replace")
 
     def lines(self, message: str = "") -> list[Json]:
-        found = [json.loads(line) for line in self.text.splitlines() if line.startswith("{")]
+        whole = self.text.rpartition("\n")[0]  # the last line may be half written
+        found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in found if not message or line.get("message") == message]
 
     def tail(self, count: int = 25) -> str:
