@@ -15,6 +15,7 @@ from gitsync.attempt import Handover, Target
 from gitsync.cluster.cache import Observed, Watcher
 from gitsync.errors import GitsyncError
 from gitsync.model import API_GROUP, Json, ObjectRef
+from gitsync.report.log import configure
 from gitsync.report.redact import Redactor
 from gitsync.service import Service, assemble
 from gitsync.settings import Settings
@@ -63,7 +64,9 @@ async def service(server: Kubernetes, *, cache: str = "cache") -> AsyncGenerator
         allow_insecure_git=True,
         registry="127.0.0.1:1/bench",
     )
-    async with assemble(settings, server.cluster, Redactor()) as made:
+    redactor = Redactor()
+    configure(redactor=redactor, level="error")
+    async with assemble(settings, server.cluster, redactor) as made:
         yield made
 
 

@@ -59,9 +59,8 @@ async def _contexts(folder: Path, scale: float) -> Row:
         return {line.split("/")[0] for line in out.splitlines()}
 
     def by_hash() -> set[str]:
-        for path in sorted(place.rglob("*")):
-            if path.is_file() and ".git" not in path.parts:
-                hashlib.sha256(path.read_bytes()).digest()
+        for path in files:
+            hashlib.sha256((place / path).read_bytes()).digest()
         return changed
 
     assert by_tree() == by_diff_tree() == changed

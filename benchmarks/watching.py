@@ -41,13 +41,41 @@ async def run(scale: float) -> list[Row]:
 def _live(number: int, version: int) -> Json:
     """A Deployment as an API server tells it."""
     (obj,) = objects(1, "shop")
-    paths = {"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:containers": {'k:{"name":"app"}': {".": {}}}}}}}
-    fields = [
+    (container,) = obj["spec"]["template"]["spec"]["containers"]
+    container |= {
+        "imagePullPolicy": "IfNotPresent",
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+    }
+    obj["spec"] |= {
+        "progressDeadlineSeconds": 600,
+        "revisionHistoryLimit": 10,
+        "strategy": {"rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}, "type": "RollingUpdate"},
+    }
+    obj["spec"]["template"]["spec"] |= {
+        "dnsPolicy": "ClusterFirst",
+        "restartPolicy": "Always",
+        "schedulerName": "default-scheduler",
+        "securityContext": {},
+        "terminationGracePeriodSeconds": 30,
+    }
+    paths: Json = {"f:spec": {"f:replicas": {}, "f:template": {"f:spec": {"f:containers": {}}}}}
+    env: Json = {f'k:{{"name":"KEY_{each}"}}': {".": {}, "f:name": {}, "f:value": {}} for each in range(8)}
+    paths["f:spec"]["f:template"]["f:spec"]["f:containers"] = {'k:{"name":"app"}': {".": {}, "f:env": env}}
+    fields: list[Json] = [
         {"manager": manager, "operation": "Apply", "apiVersion": "apps/v1", "fieldsType": "FieldsV1", "fieldsV1": paths}
         for manager in ("gitsync", "kube-controller-manager")
     ]
-    more = {"uid": f"uid-{number:032}", "resourceVersion": str(version), "managedFields": fields}
-    status = {"observedGeneration": version, "replicas": 1, "conditions": [{"type": "Available", "status": "True"}]}
+    more: Json = {"uid": f"uid-{number:032}", "resourceVersion": str(version), "managedFields": fields}
+    condition = {
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+        "lastUpdateTime": "2026-01-01T00:00:00Z",
+        "message": "Deployment has minimum availability.",
+        "reason": "MinimumReplicasAvailable",
+        "status": "True",
+        "type": "Available",
+    }
+    status: Json = {"observedGeneration": version, "replicas": 1, "conditions": [condition, condition]}
     return obj | {"metadata": obj["metadata"] | {"name": f"app-{number}"} | more, "status": status}
 
 
@@ -205,12 +233,16 @@ async def _by_orjson(count: int) -> float:
 
 
 async def _by_library(count: int) -> float:
-    from kubernetes_asyncio import client, watch
+    from kubernetes_asyncio import client as typed
+    from kubernetes_asyncio import watch
+
+    client: Any = typed
+    watches: Any = watch
 
     async with _served(count, faulty=False) as url:
         configuration: Any = client.Configuration(host=url)
         async with client.ApiClient(configuration) as api:
-            stream: Any = watch.Watch().stream(
+            stream: Any = watches.Watch().stream(
                 client.AppsV1Api(api).list_namespaced_deployment, "shop", resource_version=str(OBJECTS)
             )
             began, seen = time.process_time(), 0
