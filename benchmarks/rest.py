@@ -23,6 +23,7 @@ from gitsync.model import API_GROUP, Json
 
 SECRET = "of the benchmark"
 SPACES = 10
+SETTLE = 45.0  # seconds: each Application looks at git once more when its rollout has ended
 REST = 20.0  # seconds of rest that are measured
 
 
@@ -42,7 +43,7 @@ async def run(scale: float) -> Sequence[Row]:
             await server.cluster.apply(obj, manager="bench")
         async with _gitsync(server) as (pid, url):
             await _all_ready(server, count)
-            await asyncio.sleep(5)
+            await asyncio.sleep(SETTLE)
             before = _processor(pid)
             began = time.monotonic()
             await asyncio.sleep(REST)
