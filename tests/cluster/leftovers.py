@@ -89,6 +89,10 @@ def remove_cgroups(root: Path, *, patience: float = 10) -> None:
 
 def check(cgroups: list[Path], work: Path, spaces: Spaces, before: Before) -> list[str]:
     """What is still there, one sentence each; empty when the cluster left nothing."""
+    # The kernel kills the pods' own PID namespaces after the outer one, and on a busy machine that takes a moment.
+    deadline = time.monotonic() + 20
+    while processes(spaces) and time.monotonic() < deadline:
+        time.sleep(0.05)
     left = [f"process {pid} ({comm}) still runs" for pid, comm in processes(spaces).items()]
     left += [f"{point} is still mounted" for point in mounts(work)]
     left += [f"cgroup {path} still exists" for path in cgroups if path.exists()]
