@@ -321,7 +321,7 @@ class Healing:
         known = [index.inventory[change.manifest.ref.key] for change in prepared.plan.changes
                  if change.manifest.ref.key in index.inventory]  # fmt: skip
         drifts, memory.drifts = memory.drifts, {}
-        self.follower.attend(application.key)
+        self.follower.attend(application.key, [change.manifest.ref.key for change in prepared.plan.changes])
         landed: list[Applied] = []
         try:
             await apply_wave(target, prepared.plan.changes, inventory=known, on_applied=landed.append)

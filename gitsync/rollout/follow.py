@@ -201,10 +201,11 @@ class Follower:
         else:
             self._drifted.get(expected.owner, {}).pop(ref.key, None)
 
-    def attend(self, owner: str) -> None:
-        """Something is about to be written: what is heard from now on is to be held against the server's replies."""
-        for key in self._owned.get(owner, ()):
-            self._expected[key].heard = self._expected[key].heard[-1:]
+    def attend(self, owner: str, keys: Iterable[Key] | None = None) -> None:
+        """These (``None``: all) are about to be written: what is heard from now on is held against the replies."""
+        for key in self._owned.get(owner, ()) if keys is None else keys:
+            if expected := self._expected.get(key):
+                expected.heard = expected.heard[-1:]
 
     # ------------------------------------------------------------------ what is
 
