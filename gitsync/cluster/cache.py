@@ -119,11 +119,13 @@ class Watcher:
         window: float = 40.0,
         grace: float = 10.0,
         on_stale: Callable[[GitsyncError | None], None] = lambda _: None,
+        on_listed: Callable[[], None] = lambda: None,
     ) -> None:
         """``impersonate``: user whose rights apply (``client.service_account``), "" for our own. ``digests`` may be
         left out (empty) by who reads every version anyway. ``window``: seconds of one watch request; silence is
         noticed ``window + grace`` seconds after it began. ``on_stale`` hears once why the watch is blind, and ``None``
-        once it sees again.
+        once it sees again. ``on_listed`` is called after each whole list: what it lacked and nobody had seen before
+        is in no ``on_change``.
         """
         self.resource = resource
         self.entries: dict[Key, Entry] = {}
@@ -137,6 +139,7 @@ class Watcher:
         self._digests = digests
         self._window, self._grace = window, grace
         self._on_stale, self._blind = on_stale, False
+        self._on_listed = on_listed
         self._alive = time.monotonic()
         self._departed: dict[Key, Entry] = {}
         self._departures = asyncio.Event()
@@ -157,6 +160,7 @@ class Watcher:
                     version = await self._list()
                     self._is_alive()
                     self.synced.set()
+                    self._on_listed()
                 watch = self._cluster.watch(
                     self.resource,
                     resource_version=version,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -87,7 +87,7 @@ class _Expected:
 @dataclass(slots=True)
 class _Watched:
     watcher: Watcher
-    tasks: Sequence[asyncio.Task[None]]
+    task: asyncio.Task[None]
     users: set[str] = field(default_factory=set[str])
 
 
@@ -121,10 +121,9 @@ class Follower:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [task for watched in self._watched.values() for task in watched.tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for watched in self._watched.values():
+            watched.task.cancel()
+        await asyncio.gather(*(watched.task for watched in self._watched.values()), return_exceptions=True)
         self._watched.clear()
 
     # ------------------------------------------------------------------ what should be
@@ -285,23 +284,23 @@ class Follower:
                 label_selector=LABEL_APPLICATION,
                 impersonate=account,
                 on_stale=lambda error: self._stale(kind, namespace, error),
+                on_listed=lambda: self._listed(place),
             )
-            name = f"follow {kind} in {namespace or 'the cluster'}"
-            tasks = [asyncio.create_task(work, name=name) for work in (watcher.run(), self._miss(watcher, place))]
-            watched = self._watched[place] = _Watched(watcher, tasks)
+            task = asyncio.create_task(watcher.run(), name=f"follow {kind} in {namespace or 'the cluster'}")
+            watched = self._watched[place] = _Watched(watcher, task)
         watched.users.add(owner)
 
-    async def _miss(self, watcher: Watcher, place: Place) -> None:
-        """What a first list lacks is gone, or bears another label; no event will ever tell."""
-        await watcher.synced.wait()
+    def _listed(self, place: Place) -> None:
+        """What a list lacks and the watch never knew (it came and went in between) is gone; no event will tell."""
         _, group, version, kind, namespace = place
-        for expected in self._expected.values():
-            ref = expected.ref
-            here = (ref.group, ref.version, ref.kind, ref.namespace) == (group, version, kind, namespace)
-            if here and (ref.namespace, ref.name) not in watcher.entries:
-                drifted = self._drifted.setdefault(expected.owner, {})
-                drifted[ref.key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
-                self._on_drift(expected.owner)
+        watched = self._watched[place]
+        for owner in watched.users:
+            for key in self._owned.get(owner, ()):
+                ref = self._expected[key].ref
+                here = (ref.group, ref.version, ref.kind, ref.namespace) == (group, version, kind, namespace)
+                if here and (namespace, ref.name) not in watched.watcher.entries:
+                    self._drifted.setdefault(owner, {})[key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
+                    self._on_drift(owner)
 
     async def caught_up(self, owner: str) -> None:
         """Until every watch of the Application has seen all there is."""
@@ -325,6 +324,5 @@ class Follower:
         watched.users.discard(owner)
         if not watched.users:
             del self._watched[place]
-            for task in watched.tasks:
-                task.cancel()
-            await asyncio.gather(*watched.tasks, return_exceptions=True)
+            watched.task.cancel()
+            await asyncio.gather(watched.task, return_exceptions=True)

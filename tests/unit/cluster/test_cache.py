@@ -156,6 +156,17 @@ async def test_it_resumes_where_it_was_cut_off(server: Server) -> None:
         assert watcher.last_error is None
 
 
+async def test_each_whole_list_is_told_and_no_part_of_one(server: Server) -> None:
+    api = Api(server)
+    api.lists = [listing(5, A1), failure(500, "InternalError"), listing(9)]
+    api.watches = [stream({"type": "ERROR", "object": failure(410, "Expired")})]
+    api.reads = [GONE]
+    told: list[int] = []
+    async with watching(server.cluster, on_listed=lambda: told.append(api.listed)) as (_, heard):
+        await heard.until(lambda: "-a" in heard.words)
+    assert told == [1, 3]
+
+
 async def test_every_request_is_made_as_the_account_it_watches_for(server: Server) -> None:
     api = Api(server)
     api.lists = [listing(5, A1)]

@@ -137,3 +137,23 @@ async def test_a_removed_label_does_not_hide_what_follows(cluster: Cluster, name
         await it.cluster.patch(it.ref, {"metadata": {"labels": {LABEL_APPLICATION: None}}})
         await it.until(lambda: it.drift is not None)
         assert not it.follower.equal(it.ref, await it.cluster.get(it.ref) or {})
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_what_came_and_went_while_the_watch_was_blind_is_missed(
+    cluster: Cluster, namespace: str, first: bool
+) -> None:
+    it = Case(cluster, namespace)
+    async with it.follower:
+        if not first:
+            await it.follow(await it.apply())
+            (watched,) = it.follower._watched.values()
+            await watched.watcher.synced.wait()
+            watched.watcher.entries.clear()  # as if it had been made while nothing was seen
+        reply = await it.apply()
+        await cluster.delete(it.ref, str(reply["metadata"]["uid"]))
+        if first:
+            await it.follow(reply)
+        else:
+            it.follower._listed(next(iter(it.follower._watched)))
+        await it.until(lambda: it.drift is not None)
