@@ -41,6 +41,7 @@ async def api_of(cluster: Cluster, namespace: str) -> AsyncGenerator[Api]:
     connector = aiohttp.TCPConnector(ssl=access.tls)
     async with aiohttp.ClientSession(headers=access.headers, connector=connector) as session:
         yield Api(session, access.url, namespace)
+    await asyncio.sleep(0.1)  # aiohttp closes TLS connections in the loop's next turns
 
 
 def config(name: str, **data: str) -> str:
