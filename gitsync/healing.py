@@ -67,6 +67,11 @@ class Healing:
         if application is not None and memory is not None and memory.applying is None and memory.following:
             self._tools.reporter.observe(application, health=health)
 
+    def tell_health(self, application: Application) -> None:
+        """As the watches have it now: what changed while something was applied was passed over."""
+        if health := self.follower.health(application.key):
+            self._lives(application.key, health)
+
     # ------------------------------------------------------------------ what is followed
 
     def pause(self, application: Application, memory: Memory) -> None:

@@ -150,6 +150,7 @@ class Pipeline:
                 if memory.applying is None:
                     self._tools.reporter.observe(application, suspended=False, **handled(application))
                     self._tools.reporter.recovered(application)
+                    self._healing.tell_health(application)
                 return repair
             good = record.last_good
             if good and memory.taken_up and decision.delivered(good):

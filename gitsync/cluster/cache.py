@@ -145,7 +145,13 @@ class Watcher:
         self._departures = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled. Server errors are survived and shown in ``last_error``; those of ``on_change`` pass."""
+        """Until cancelled. Server errors are survived and shown in ``last_error``; those of ``on_change`` pass.
+
+        Run again after such a one, it lists anew and tells again what could not be taken.
+        """
+        self.stale_since = self.stale_since or time.monotonic()
+        if self._departed:
+            self._departures.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._check_departures())
             await self._follow()
@@ -257,8 +263,8 @@ class Watcher:
         returned = self._departed.pop(key, None)
         if known is None or known.version != meta.resource_version or known.uid != meta.uid or returned:
             entry = Entry(meta.uid, meta.resource_version, _digest(fields, meta) if self._digests else b"")
-            self.entries[key] = entry
             self._on_change(Observed(key=key, entry=entry, raw=bytes(raw)))
+            self.entries[key] = entry  # not before: what nobody could take must be told again
         return key, meta.resource_version
 
     # ------------------------------------------------ departures
@@ -295,8 +301,8 @@ class Watcher:
             return
         del self._departed[key]
         if live is None or live["metadata"]["uid"] != departed.uid:
-            self.entries.pop(key, None)
             self._on_change(Observed(key=key, entry=None))
+            self.entries.pop(key, None)
             return
         raw = orjson.dumps(live)
         digest = digest_of(raw) if self._digests else b""

@@ -189,8 +189,9 @@ class Reporter:
             try:
                 await self._flush(said)
                 delay = _QUIET
-            except GitsyncError as error:
-                log.warning("the status could not be written; will retry", error=str(error))
+            except Exception as error:  # one that nobody foresaw must not silence an Application for ever
+                unforeseen = None if isinstance(error, GitsyncError) else error
+                log.warning("the status could not be written; will retry", error=str(error), exc_info=unforeseen)
                 said.changed.set()
                 delay = min(delay * 2, 60.0)
             await asyncio.sleep(delay)

@@ -33,6 +33,7 @@ Fingerprint = Callable[[Json, Json], str]
 _MOST_HEARD = 8
 _GONE = ("", b"gone")
 _SHORTLY = 0.05  # seconds
+_ANEW = 5.0  # seconds until a watch that broke begins again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,8 @@ class Follower:
             if former := self._expected.get(ref.key):
                 expected.heard = former.heard[-1:]
         for key in self._owned.get(owner, set()) - wanted.keys():
-            self._expected.pop(key, None)
+            if key in self._expected and self._expected[key].owner == owner:  # else it has moved to another one
+                del self._expected[key]
             self._health.get(owner, {}).pop(key, None)
         self._expected.update(wanted)
         self._owned[owner] = set(wanted)
@@ -212,6 +214,11 @@ class Follower:
         """Objects that differ, or are gone, as far as the watches tell."""
         return dict(self._drifted.get(owner, {}))
 
+    def health(self, owner: str) -> Health | None:
+        """The worst of all that was heard; ``None``: nothing yet."""
+        heard = self._health.get(owner)
+        return aggregate(heard.values()) if heard else None
+
     def _heard(self, group: str, kind: str, seen: Observed) -> None:
         key = (group, kind, *seen.key)
         expected = self._expected.get(key)
@@ -260,8 +267,9 @@ class Follower:
 
     def _tell(self) -> None:
         judged, self._judged = self._judged, set()
-        for owner in judged & self._health.keys():
-            self._on_health(owner, aggregate(self._health[owner].values()))
+        for owner in judged:
+            if heard := self.health(owner):
+                self._on_health(owner, heard)
 
     # ------------------------------------------------------------------ watches
 
@@ -286,7 +294,7 @@ class Follower:
                 on_stale=lambda error: self._stale(kind, namespace, error),
                 on_listed=lambda: self._listed(place),
             )
-            task = asyncio.create_task(watcher.run(), name=f"follow {kind} in {namespace or 'the cluster'}")
+            task = asyncio.create_task(_kept(watcher), name=f"follow {kind} in {namespace or 'the cluster'}")
             watched = self._watched[place] = _Watched(watcher, task)
         watched.users.add(owner)
 
@@ -296,17 +304,11 @@ class Follower:
         watched = self._watched[place]
         for owner in watched.users:
             for key in self._owned.get(owner, ()):
-                ref = self._expected[key].ref
-                here = (ref.group, ref.version, ref.kind, ref.namespace) == (group, version, kind, namespace)
-                if here and (namespace, ref.name) not in watched.watcher.entries:
+                ref = self._expected[key].ref if key in self._expected else None
+                here = ref and (ref.group, ref.version, ref.kind, ref.namespace) == (group, version, kind, namespace)
+                if ref and here and (namespace, ref.name) not in watched.watcher.entries:
                     self._drifted.setdefault(owner, {})[key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
                     self._on_drift(owner)
-
-    async def caught_up(self, owner: str) -> None:
-        """Until every watch of the Application has seen all there is."""
-        for watched in list(self._watched.values()):
-            if owner in watched.users:
-                await watched.watcher.synced.wait()
 
     def _stale(self, kind: str, namespace: str, error: GitsyncError | None) -> None:
         if error is not None:
@@ -326,3 +328,13 @@ class Follower:
             del self._watched[place]
             watched.task.cancel()
             await asyncio.gather(watched.task, return_exceptions=True)
+
+
+async def _kept(watcher: Watcher) -> None:
+    """Until cancelled. An error that nobody foresaw is told, and must leave no Application unwatched."""
+    while True:
+        try:
+            await watcher.run()
+        except Exception:
+            log.exception("a watch broke unexpectedly; it begins again", kind=watcher.resource.kind)
+        await asyncio.sleep(_ANEW)

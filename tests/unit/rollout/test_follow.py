@@ -9,6 +9,7 @@ import pytest
 from gitsync.cluster.client import Cluster
 from gitsync.model import LABEL_APPLICATION, Health, Json, ObjectRef
 from gitsync.plan.diff import owned_digest
+from gitsync.rollout import follow as module
 from gitsync.rollout.follow import Followed, Follower
 
 APP = "shop/web"
@@ -157,3 +158,30 @@ async def test_what_came_and_went_while_the_watch_was_blind_is_missed(
         else:
             it.follower._listed(next(iter(it.follower._watched)))
         await it.until(lambda: it.drift is not None)
+
+
+async def test_an_error_that_nobody_foresaw_leaves_nothing_unwatched(
+    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ANEW", 0.01)
+    async with following(cluster, namespace) as it:
+        unforeseen = [KeyError("unforeseen")]
+
+        def trips_once(sent: Json, live: Json) -> str:
+            if unforeseen:
+                raise unforeseen.pop()
+            return owned_digest(sent, live)
+
+        it.follower._fingerprint = trips_once
+        await it.edit()
+        await it.until(lambda: it.drift is not None)
+        assert not unforeseen
+
+
+async def test_an_object_that_has_moved_to_another_application_stays_watched(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        fields = owned_digest(it.sent, await it.cluster.get(it.ref) or {})
+        await it.follower.follow("shop/other", [Followed(ref=it.ref, sent=it.sent, fields=fields)])
+        await it.follower.forget(APP)
+        await it.edit()
+        await it.until(lambda: it.ref.key in it.follower.drifted("shop/other"))
