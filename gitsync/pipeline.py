@@ -35,15 +35,13 @@ from gitsync.delivering import Delivering
 from gitsync.errors import Held, Invalid, Waiting
 from gitsync.healing import Healing
 from gitsync.ledger import Ledger, Tools
-from gitsync.model import (
-    Plan,
-    Stage,
-)
+from gitsync.model import Json, Plan, Stage
 from gitsync.plan.waves import name_jobs
 from gitsync.preparing import Preparing
 from gitsync.render import pin
 from gitsync.report.reporter import Run
 from gitsync.rollout.follow import Follower
+from gitsync.rollout.pods import pods_of_objects
 from gitsync.rollout.watch import Verdict
 
 
@@ -93,6 +91,14 @@ class Pipeline:
         """The Record as last read or written by this process; for showing, not for deciding."""
         memory = self._memories.get(key)
         return memory.record if memory else None
+
+    async def pods(self, key: str) -> tuple[Json, ...]:
+        """As they live now, of what is rolled out or was last; for showing, not for deciding."""
+        application, record = self._tools.applications(key), self.remembered(key)
+        state = (record.attempt or record.last_good) if record else None
+        if application is None or state is None:
+            return ()
+        return await pods_of_objects(self._preparing.target(application), state.objects)
 
     # ------------------------------------------------------------------ from a name to a plan
 

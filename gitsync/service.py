@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from gitsync.attempt import Prepared
 from gitsync.cluster.cache import Observed, Watcher
 from gitsync.cluster.client import Cluster
 from gitsync.cluster.lease import Lease
-from gitsync.cluster.record import Record, Records
+from gitsync.cluster.record import Records
 from gitsync.errors import Invalid
 from gitsync.images import Access, ImageBuilder, Images, RegistryCredentials, choose
 from gitsync.images.buildah import Buildah
@@ -35,26 +35,28 @@ from gitsync.model import (
     ANNOTATION_RETRY,
     API_GROUP,
     HealthStatus,
+    Json,
     ObjectRef,
     Plan,
-    Stage,
 )
 from gitsync.pipeline import Pipeline
 from gitsync.render import Reader
 from gitsync.report.log import configure
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
-from gitsync.report.reporter import Reporter, Said
+from gitsync.report.reporter import Reporter
 from gitsync.scheduler import Scheduler
 from gitsync.settings import Settings
 from gitsync.source import GitPolicy, GitSource
 from gitsync.web import server
-from gitsync.web.board import Changes, Commit, Deployment, Step, StepState, View
+from gitsync.web.board import Changes, PodView, View
+from gitsync.web.pictures import brought_by, picture, pod_view
 from gitsync.web.webhooks import Trigger, parse_secrets
 
 log = structlog.get_logger(__name__)
 
 SECRET_FILE_LIMIT = 64 << 10
+POD_AGE = 1.0  # seconds
 
 
 async def serve(settings: Settings, *, started: Callable[[Service], None] = lambda service: None) -> None:
@@ -182,6 +184,7 @@ class Service:
         self._scheduler: Scheduler[Prepared] | None = None
         self._watcher: Watcher | None = None
         self._gone: set[asyncio.Task[None]] = set()
+        self._looked: dict[str, tuple[float, asyncio.Task[tuple[Json, ...]]]] = {}  # pods, and when they were read
         reporter.listen(self._said)
 
     # ------------------------------------------------------------------ following the Applications
@@ -231,6 +234,7 @@ class Service:
             await self._scheduler.forget(key)
         await self.pipeline.forget(key)
         self._reporter.forget(key)
+        self._looked.pop(key, None)
 
     def _background(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -264,6 +268,14 @@ class Service:
             application, self._reporter.said(key), self.pipeline.remembered(key), self.pipeline.build_log(key)
         )
 
+    async def pods(self, key: str) -> tuple[PodView, ...]:
+        """A page that is reloaded often reads them once a second at most."""
+        now = asyncio.get_running_loop().time()
+        if key not in self._looked or now - self._looked[key][0] > POD_AGE:
+            self._looked[key] = (now, asyncio.create_task(self.pipeline.pods(key), name=f"read pods of {key}"))
+        brought = brought_by(self.pipeline.remembered(key))
+        return tuple(pod_view(pod, brought) for pod in await asyncio.shield(self._looked[key][1]))
+
     def not_ready(self) -> str:
         if self._watcher is None:
             return "not the leader"
@@ -294,77 +306,6 @@ class Service:
         if application is None:
             raise Invalid(f"there is no Application {key}", doing="looking it up", reason="NotFound")
         return application.ref
-
-
-# ---------------------------------------------------------------- pictures for people
-
-_WAY: tuple[tuple[str, frozenset[Stage]], ...] = (
-    ("commit", frozenset({Stage.SOURCE, Stage.RENDER})),
-    ("images", frozenset({Stage.IMAGES})),
-    ("plan", frozenset({Stage.PLAN, Stage.RECORD})),
-    ("rollout", frozenset({Stage.ROLLOUT, Stage.PRUNE, Stage.RESTORE})),
-    ("pods", frozenset({Stage.REPORT})),
-)
-
-
-def picture(application: Application, said: Said | None, record: Record | None, build_log: str = "") -> View:
-    """One Application as the page shows it. Pure."""
-    status: Mapping[str, Any] = said.written if said else application.status
-    history = tuple(
-        Deployment(
-            revision=str(entry.revision),
-            at=entry.finished_at,
-            outcome=entry.outcome.lower(),
-            subject=entry.revision.subject,
-            author=entry.revision.author,
-            seconds=(entry.finished_at - entry.started_at).total_seconds(),
-            message=entry.message,
-        )
-        for entry in (record.history if record else ())
-    )
-    good = record.last_good if record else None
-    commit = None
-    if good is not None:
-        revision = good.revision
-        commit = Commit(
-            revision=str(revision), sha=revision.sha, subject=revision.subject, author=revision.author,
-            at=revision.committed_at,
-        )  # fmt: skip
-    return View(
-        namespace=application.namespace,
-        name=application.name,
-        repository=application.spec.source.repository,
-        ref=application.spec.source.ref.value,
-        suspended=application.spec.sync.suspend,
-        status=status,
-        commit=commit,
-        steps=steps(said),
-        history=history,
-        build_log=build_log,
-    )
-
-
-def steps(said: Said | None) -> tuple[Step, ...]:
-    """How far the latest attempt got, as the five steps from commit to pods."""
-    attempt = said.observation.attempt if said else None
-    if said is None or attempt is None:
-        return tuple(Step(name=name, state=StepState.WAITING) for name, _ in _WAY)
-    at = next(number for number, (_, stages) in enumerate(_WAY) if attempt.stage in stages)
-    if not attempt.running and attempt.error is None:
-        at = len(_WAY)
-    rows: list[Step] = []
-    for number, (name, _) in enumerate(_WAY):
-        state = StepState.DONE if number < at else StepState.WAITING
-        summary, details = "", ()
-        if number == at:
-            state = StepState.RUNNING if attempt.running else StepState.FAILED
-            summary = str(attempt.error) if attempt.error else attempt.message
-        elif name == "images":
-            details = tuple(image.reference for image in said.observation.images)
-        elif name == "pods" and state is StepState.DONE:
-            summary = said.observation.health.message or said.observation.health.status.value
-        rows.append(Step(name=name, state=state, summary=summary, details=details))
-    return tuple(rows)
 
 
 # ---------------------------------------------------------------- one repository, no Application yet

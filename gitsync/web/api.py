@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import orjson
@@ -28,6 +28,12 @@ def add_routes(app: web.Application) -> None:
     app.router.add_post(_APPLICATION + "/sync", _sync)
     app.router.add_post(_APPLICATION + "/suspend", _suspend)
     app.router.add_post(_APPLICATION + "/resume", _resume)
+
+
+async def with_pods(request: web.Request) -> View:
+    """The Application that the path names, with its pods. Raises 404."""
+    view = find(request)
+    return replace(view, pods=await request.app[BOARD].pods(view.key))
 
 
 def find(request: web.Request) -> View:
@@ -65,7 +71,7 @@ async def _list(request: web.Request) -> web.Response:
 
 
 async def _get(request: web.Request) -> web.Response:
-    return json(whole(find(request)))
+    return json(whole(await with_pods(request)))
 
 
 async def _sync(request: web.Request) -> web.Response:

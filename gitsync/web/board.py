@@ -1,6 +1,7 @@
 """What the HTTP surface shows and asks for: views, and the protocol that the service implements.
 
-A view is a finished picture of one Application: nothing in it is looked up later, and none of it is secret.
+A view is a finished picture of one Application, its pods apart, which are read when somebody looks. None of it is
+secret.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class Changes:
 
 
 class Board(Protocol):
-    """The service, as the HTTP surface sees it. The first four answer from memory, at once."""
+    """The service, as the HTTP surface sees it. What is not ``async`` answers from memory, at once."""
 
     @property
     def changes(self) -> Changes: ...
@@ -180,6 +181,10 @@ class Board(Protocol):
         ...
 
     def application(self, key: str) -> View | None: ...
+
+    async def pods(self, key: str) -> tuple[PodView, ...]:
+        """The pods as they live; those that cannot be read within seconds are left out."""
+        ...
 
     def not_ready(self) -> str:
         """Why this process cannot work yet; empty when it can."""

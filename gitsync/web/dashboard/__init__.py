@@ -47,7 +47,7 @@ async def _index(request: web.Request) -> web.Response:
 
 
 async def _application(request: web.Request) -> web.Response:
-    return _page("application.html", view=_complete(api.find(request)))
+    return _page("application.html", view=_complete(await api.with_pods(request)))
 
 
 def _complete(view: View) -> View:

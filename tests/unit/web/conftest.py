@@ -71,6 +71,9 @@ class MemoryBoard:
     def application(self, key: str) -> View | None:
         return self.views.get(key)
 
+    async def pods(self, key: str) -> tuple[PodView, ...]:
+        return self.views[key].pods
+
     def not_ready(self) -> str:
         return self.reason
 

@@ -55,3 +55,6 @@ stream.addEventListener('change', (event) => {
   const key = document.getElementById('main').dataset.key;
   if (!key || key === event.data) soon();
 });
+
+// Pods start, stop and restart without anything being deployed, and nobody watches them for a page.
+setInterval(() => { if (document.getElementById('main').dataset.key && !document.hidden) soon(); }, 5000);
