@@ -7,8 +7,9 @@ It is a cache: whatever is wrong with it is cured by discarding it and fetching 
 Writers of a mirror (fetch, clean-up, discarding) hold an flock that their git processes inherit: a git that outlives
 a killed gitsync keeps the lock, and a lock file found by the next holder is stale. Readers take no lock.
 
-Every git is a process of its own session with a deadline, killed as a group. GitPython opens repositories and reads
-commits, in a thread, closed after each use: it is a command runner here, not a cache.
+Every git is a process of its own session with a deadline, killed as a group, and none is started for what is known: a
+fetch does not ask first whether there is news, and what a commit says never changes. GitPython reads repositories of
+the user's own, in a thread, closed after each use: it is a command runner here, not a cache.
 """
 
 import asyncio
@@ -21,9 +22,11 @@ import shutil
 import signal
 import tempfile
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +62,7 @@ _READ_TIMEOUT = 120.0  # of a local git process
 _TERMINATE = 2.0  # seconds between SIGTERM and SIGKILL
 _WATCH = 0.2  # seconds between two looks at a growing mirror
 _PACKS = 40  # a mirror with more is repacked
+_COMMITS = 1024  # of which tree and parents are remembered
 _UNREACHABLE_KEPT = "2.weeks.ago"  # after a rewritten history, the old one can still be compared with
 
 
@@ -74,6 +78,7 @@ class GitSource:
         self._policy = policy or GitPolicy()
         self._locks: dict[Path, asyncio.Lock] = {}
         self._opened: dict[str, Path] = {}  # repositories of the user's own, read in place and never written
+        self._commits: OrderedDict[str, _Commit] = OrderedDict()  # as last read, by sha
 
     # ------------------------------------------------------------ the remote
 
@@ -103,16 +108,21 @@ class GitSource:
         """
         mirror = self._mirror(repository)
         with self._remote(repository, ref, credentials) as remote:
+            kept = f"refs/gitsync/{_digest(str(ref))}"
+            if ref.branch and not self._lock(mirror).locked():  # else a question is cheaper than waiting for a turn
+                async with self._locked(mirror, remote.doing) as lock:
+                    with contextlib.suppress(_DamagedError):
+                        return await self._bring(remote, mirror, _branch(ref.branch), kept, lock)
             # A commit is asked for too, by HEAD: who may not read the repository gets nothing from a shared mirror.
             found = await _find(remote, ref)
             if found is None:
                 raise missing(ref, *await _names(remote), doing=remote.doing)
-            kept = f"refs/gitsync/{_digest(str(ref))}"
-            with contextlib.suppress(_DamagedError):
-                revision = await _commit(mirror, kept, repository, found.name)
-                if revision and revision.sha == found.sha:
-                    return revision
+            if revision := await self._known(mirror, kept, repository, found):
+                return revision
             async with self._locked(mirror, remote.doing) as lock:
+                # Somebody else may have fetched it meanwhile.
+                if revision := await self._known(mirror, kept, repository, found):
+                    return revision
                 for last in (False, True):
                     try:
                         return await self._bring(remote, mirror, found, kept, lock)
@@ -153,12 +163,36 @@ class GitSource:
             if error := failure(words, doing=remote.doing):
                 raise error
             raise _DamagedError(words)
-        if revision := await _commit(mirror, kept, remote.location.url, found.name):
+        if revision := await self._commit(mirror, kept, remote.location.url, found.name):
             return revision
         kind = await _git(["cat-file", "-t", f"{kept}^{{}}"], env=_local_env(mirror), cwd=mirror)
         if kind.stdout.strip() in (b"tree", b"blob"):
             raise Invalid(f"{found.name} names a {kind.stdout.strip().decode()}, not a commit", doing=remote.doing)
         raise _DamagedError(said(kind.stderr, ()))
+
+    async def _known(self, mirror: Path, kept: str, repository: str, found: "_Found") -> Revision | None:
+        """What was found, if it is in the mirror already."""
+        with contextlib.suppress(_DamagedError):
+            revision = await self._commit(mirror, kept, repository, found.name)
+            return revision if revision and revision.sha == found.sha else None
+        return None
+
+    async def _commit(self, mirror: Path, kept: str, repository: str, name: str) -> Revision | None:
+        """The commit that a ref of a mirror names; ``None`` if it names none."""
+        commit = await _read_words(mirror, kept)
+        if commit is None:
+            return None
+        self._commits[commit.sha] = commit
+        while len(self._commits) > _COMMITS:
+            self._commits.popitem(last=False)
+        return Revision(
+            repository=repository,
+            ref=name,
+            sha=commit.sha,
+            author=commit.author,
+            committed_at=commit.committed_at,
+            subject=commit.subject,
+        )
 
     # ------------------------------------------------------------ a repository of the user's own
 
@@ -204,8 +238,7 @@ class GitSource:
         cache lost it (fetch again)."""
         git_dir = self._where(revision.repository)
         origin, doing = Origin(repository=revision.repository, sha=revision.sha), "reading the commit's tree"
-        tree = await self._read(git_dir, ["rev-parse", "--verify", f"{_checked(revision.sha)}^{{tree}}"], limit=256)
-        root = tree.stdout.decode().strip()
+        root = await self._root(git_dir, _checked(revision.sha))
         result = await self._read(
             git_dir,
             ["ls-tree", "-r", "-t", "-z", "-l", "--full-tree", root],
@@ -229,6 +262,13 @@ class GitSource:
             raise too_many
         return GitSnapshot(self, self._policy, git_dir, revision, listing)
 
+    async def _root(self, git_dir: Path, sha: str) -> str:
+        """The id of a commit's tree."""
+        if sha in self._commits:
+            return self._commits[sha].tree
+        result = await self._read(git_dir, ["rev-parse", "--verify", f"{sha}^{{tree}}"], limit=256)
+        return result.stdout.decode().strip()
+
     async def changed(self, repository: str, old_sha: str, new_sha: str) -> tuple[str, ...]:
         """Paths that differ between two commits of one repository, sorted. ``Transient`` if one is not there."""
         result = await self._read(
@@ -245,6 +285,8 @@ class GitSource:
         """How the new commit stands to the old one: "ahead" is a fast-forward; "unknown" when one is not there."""
         if old_sha == new_sha:
             return "same"
+        if new_sha in self._commits and old_sha in self._commits[new_sha].parents:
+            return "ahead"
         git_dir = self._where(repository)
         if not await asyncio.to_thread(git_dir.is_dir):
             return "unknown"
@@ -374,13 +416,16 @@ class GitSource:
             env = environment(os.environ, location, credentials, policy, files)
             yield _Remote(location=location, ref=ref, env=env, secrets=credentials.secrets, policy=policy, doing=doing)
 
+    def _lock(self, mirror: Path) -> asyncio.Lock:
+        return self._locks.setdefault(mirror, asyncio.Lock())
+
     @asynccontextmanager
     async def _locked(self, mirror: Path, doing: str) -> AsyncGenerator[int, None]:
         """The only writer of a mirror, among tasks and processes. Yields the descriptor that children inherit."""
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(2 * self._policy.fetch_timeout):
-                    await stack.enter_async_context(self._locks.setdefault(mirror, asyncio.Lock()))
+                    await stack.enter_async_context(self._lock(mirror))
                     mirror.parent.mkdir(parents=True, exist_ok=True)
                     descriptor = os.open(mirror.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                     stack.callback(os.close, descriptor)  # not unlocked: a child that is still there keeps it
@@ -535,7 +580,7 @@ class GitSnapshot:
 class _Found:
     name: str  # short: main, v1.2.3, or the sha
     full: str  # what to ask the remote for
-    sha: str  # the commit, tags peeled
+    sha: str = ""  # the commit, tags peeled; "": not asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -568,14 +613,18 @@ class _Remote:
         return result.stdout.decode("utf-8", "surrogateescape")
 
 
+def _branch(name: str) -> _Found:
+    return _Found(name=name, full=f"refs/heads/{name}")
+
+
 async def _find(remote: _Remote, ref: Ref) -> _Found | None:
     if ref.commit:
         await remote.ask(patterns=["HEAD"])
         return _Found(name=ref.commit, full=ref.commit, sha=ref.commit)
     if ref.branch:
-        full = f"refs/heads/{ref.branch}"
-        found = _refs(await remote.ask("--heads", patterns=[full]))
-        return _Found(name=ref.branch, full=full, sha=found[full]) if full in found else None
+        branch = _branch(ref.branch)
+        found = _refs(await remote.ask("--heads", patterns=[branch.full]))
+        return replace(branch, sha=found[branch.full]) if branch.full in found else None
     if ref.tag:
         full = f"refs/tags/{ref.tag}"
         found = _refs(await remote.ask("--tags", patterns=[full, f"{full}^{{}}"]))
@@ -670,10 +719,49 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-async def _commit(mirror: Path, name: str, repository: str, ref: str) -> Revision | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Commit:
+    """What a commit says."""
+
+    sha: str
+    tree: str
+    parents: tuple[str, ...]
+    author: str
+    committed_at: datetime | None
+    subject: str
+
+
+async def _read_words(mirror: Path, name: str) -> _Commit | None:
+    """What the commit says that a name stands for; ``None`` if there is no such commit."""
     if not await asyncio.to_thread(mirror.is_dir):
         return None
-    return await asyncio.to_thread(_read_commit, mirror, name, repository, ref)
+    result = await _git(
+        ["log", "-1", "--no-mailmap", "--no-show-signature", "--encoding=UTF-8",
+         "--format=%H%x00%T%x00%P%x00%an%x00%ct%x00%s", name, "--"],
+        env=_local_env(mirror),
+        cwd=mirror,
+    )  # fmt: skip
+    if result.code:
+        words = said(result.stderr, ())
+        if any(text in words for text in ("bad revision", "unknown revision", "ambiguous argument")):
+            return None
+        raise _DamagedError(words)
+    fields = result.stdout.decode("utf-8", "replace").removesuffix("\n").split("\0")
+    if len(fields) != 6:
+        return None  # a tree or a blob
+    sha, tree, parents, author, time, subject = fields
+    try:
+        committed_at = datetime.fromtimestamp(int(time), UTC)
+    except (ValueError, OverflowError, OSError):  # a date that no calendar has
+        committed_at = None
+    return _Commit(
+        sha=sha,
+        tree=tree,
+        parents=tuple(parents.split()),
+        author=printable(author)[:200],
+        committed_at=committed_at,
+        subject=printable(subject)[:200],
+    )
 
 
 def _read_commit(git_dir: Path, name: str, repository: str, ref: str) -> Revision | None:

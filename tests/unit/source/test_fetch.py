@@ -62,6 +62,27 @@ async def test_what_is_there_already_costs_one_question(source: GitSource, shop:
     assert host.requests - before == 2 * asked
 
 
+async def test_news_cost_one_conversation(source: GitSource, shop: Shop, host: GitHost) -> None:
+    await source.fetch(shop.url, MAIN, LOGIN)
+    before = host.requests
+    await source.resolve(shop.url, MAIN, LOGIN)
+    asked = host.requests - before
+    shop.work.write("news.txt")
+    second = shop.work.commit()
+    shop.push("main")
+    before = host.requests
+    revision = await source.fetch(shop.url, MAIN, LOGIN)
+    assert host.requests - before == asked + 1  # what was asked for anyway, and the pack
+    assert revision.sha == second
+    assert await source.relation(shop.url, shop.first, second) == "ahead"
+
+
+async def test_while_another_fetch_has_the_mirror_a_question_is_enough(source: GitSource, shop: Shop) -> None:
+    await source.fetch(shop.url, MAIN, LOGIN)
+    async with source._locked(source._mirror(shop.url), "writing"), asyncio.timeout(20):
+        assert (await source.fetch(shop.url, MAIN, LOGIN)).sha == shop.first
+
+
 async def test_only_the_ref_that_is_followed_is_fetched(source: GitSource, shop: Shop, tmp_path: Path) -> None:
     shop.work.git("checkout", "--quiet", "-b", "other")
     shop.work.write("other.txt")
