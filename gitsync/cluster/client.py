@@ -8,13 +8,17 @@ answer's status is read, and a list is whole or an error (``answers`` says which
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import io
 import os
 import random
 import ssl
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -121,13 +125,36 @@ async def access(kubeconfig: str = "", context: str = "", *, allow_plugins: bool
     )
 
 
+@cache
+def _library() -> tuple[Any, Any, Callable[[], Any]]:
+    """What of the library reads configurations: ``config``, ``kube_config`` and ``Configuration``.
+
+    Its packages import 850 modules of typed models, which take 35 MB and half a second and are not used here. So they
+    stand empty while these parts are imported, and nothing is left of that for who imports the library itself.
+    """
+    names = ("kubernetes_asyncio", "kubernetes_asyncio.client")
+    former = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == names[0]}
+    try:
+        for name in names:
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+        client = sys.modules[names[1]]
+        made = importlib.import_module(f"{names[1]}.configuration").Configuration
+        vars(client).update(Configuration=made, ApiClient=None)  # the latter only for functions that are not called
+        config = importlib.import_module(f"{names[0]}.config")
+        return config, importlib.import_module(f"{names[0]}.config.kube_config"), made
+    finally:
+        for name in [*sys.modules]:
+            if name.split(".")[0] == names[0]:
+                del sys.modules[name]
+        sys.modules.update(former)
+
+
 async def _configuration(places: str, context: str, allow_plugins: bool) -> tuple[Any, bool]:
     """The library's configuration, and whether its token comes from a file."""
-    # Imported here: it takes 0.3 s and 40 MB that a command without a cluster need not pay.
-    from kubernetes_asyncio import client, config
-    from kubernetes_asyncio.config import kube_config
-
-    configuration = client.Configuration()
+    config, kube_config, new = _library()
+    configuration = new()
     if not places:
         config.load_incluster_config(client_configuration=configuration)  # pyright: ignore[reportUnknownMemberType] - untyped
         return configuration, True

@@ -1,6 +1,8 @@
 """Finding a cluster and being let in: as kubectl does it, but without running anybody's program."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,16 @@ async def test_credentials_that_cannot_be_read_are_not_the_commits_fault() -> No
     async with Cluster(Access(host="http://127.0.0.1:1", authorization=authorization)) as cluster:
         with pytest.raises(Transient, match="token file"):
             await cluster.get(REF, deadline=0.1)
+
+
+def test_the_librarys_models_are_not_loaded_and_it_can_still_be_used_by_others(tmp_path: Path) -> None:
+    program = f"""
+import asyncio, sys
+from gitsync.cluster.client import access
+where = asyncio.run(access({kubeconfig(tmp_path / "config", {"token": "secret"})!r}))
+assert asyncio.run(where.authorization()) == "Bearer secret"
+assert not [name for name in sys.modules if name.startswith("kubernetes_asyncio")], "models"
+import kubernetes_asyncio
+assert kubernetes_asyncio.client.CoreV1Api and kubernetes_asyncio.client.ApiClient
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
