@@ -44,7 +44,7 @@ from gitsync.model import (
 )
 from gitsync.plan import lint
 from gitsync.rollout.follow import Drift
-from gitsync.rollout.target import Key
+from gitsync.rollout.target import Key, Place, place_of
 from gitsync.rollout.target import Target as ClusterTarget
 from gitsync.source import Ref
 
@@ -292,6 +292,12 @@ def followed(obj: Json) -> bool:
 # ---------------------------------------------------------------- the Record
 
 
+def permitted_before(record: Record) -> frozenset[Place]:
+    """Where the Application had the right to write: it wrote there, or the server's dry run let it."""
+    tried = [ObjectRef.of(obj) for obj in record.attempt.objects] if record.attempt else []
+    return frozenset(place_of(ref) for ref in (*(item.ref for item in record.inventory), *tried))
+
+
 def merged(inventory: Sequence[InventoryItem], found: Iterable[InventoryItem]) -> tuple[InventoryItem, ...]:
     """The inventory with these in it; the newest UID of an object wins."""
     items = {item.ref.key: item for item in inventory}
@@ -366,6 +372,7 @@ def begun(record: Record, prepared: Prepared) -> Record:
     resumed = former is not None and prepared.resumes(former)
     creates = {change.manifest.ref for change in changes if change.action is Action.CREATE}
     replaces = {change.manifest.ref for change in changes if change.action is Action.REPLACE}
+    takes = {change.manifest.ref for change in changes if change.instead_of}
     attempt = Attempt(
         revision=prepared.plan.revision,
         phase=Stage.ROLLOUT,
@@ -373,6 +380,7 @@ def begun(record: Record, prepared: Prepared) -> Record:
         origins=tuple(change.manifest.origin for change in changes),
         creates=tuple(sorted(creates | set(former.creates if former else ()))),
         replaces=tuple(sorted(replaces | set(former.replaces if former else ()))),
+        takes=tuple(sorted(takes | set(former.takes if former else ()))),
         images=prepared.images.images,
         bases=prepared.images.bases,
         started_at=former.started_at if former and resumed else datetime.now(UTC),
@@ -468,7 +476,7 @@ def summary(planned: Plan) -> str:
     }
     counts = Counter(change.action for change in planned.changes)
     parts = [f"{counts[action]} {word}" for action, word in words.items() if counts[action]]
-    parts += [f"{len(planned.prunes)} deleted"] if planned.prunes else []
+    parts += [f"{len(planned.deletions)} deleted"] if planned.deletions else []
     return ", ".join(parts)
 
 

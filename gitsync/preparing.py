@@ -25,11 +25,12 @@ from gitsync.attempt import (
     manifests_path,
     merged,
     needed,
+    permitted_before,
     ref_of,
     rollback_target,
     without_effectless,
 )
-from gitsync.cluster.answers import NoKind
+from gitsync.cluster.answers import Forbidden, NoKind
 from gitsync.cluster.client import service_account
 from gitsync.cluster.record import Attempt, Record
 from gitsync.errors import BuildFailed, GitsyncError, Held, Invalid, Refused, Waiting
@@ -59,7 +60,7 @@ from gitsync.render import RenderOptions, pin, references, render, stamp, with_n
 from gitsync.report.reporter import Run
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.ownership import autoscalers
-from gitsync.rollout.target import Key
+from gitsync.rollout.target import Key, place_of
 from gitsync.rollout.target import Target as ClusterTarget
 from gitsync.source import GitCredentials
 
@@ -259,9 +260,14 @@ class Preparing:
         run: Run,
     ) -> Prepared:
         """``desired`` is pinned. Reads the live state, decides, and asks the server about all that would be sent."""
-        target = self.target(application)
+        target, permitted = self.target(application), permitted_before(record)
         refs = [*(m.ref for m in desired.manifests), *(item.ref for item in record.inventory), *needed(desired)]
-        live = await self.live(target, refs)
+        try:
+            live = await self.live(target, refs)
+        except Forbidden as error:
+            if error.of_ours or error.ref is None or place_of(error.ref) in permitted:
+                raise
+            raise error.refusal() from error
         owners = {owner_of(live[m.ref.key]) for m in desired.manifests if m.ref.key in live}
         scalers = await autoscalers(self._tools.cluster, desired.manifests, impersonate=target.impersonate)
         good = record.last_good
@@ -280,14 +286,15 @@ class Preparing:
                 gone=await self._gone(application, owners),
             ),
         )
-        gone = {item.ref.key for item in planned.prunes}
+        gone = {item.ref.key for item in planned.deletions}
         staying = [obj for key, obj in live.items() if key not in gone]
         target = replace(target, autoscaled=autoscaled(desired.manifests, [*scalers, *staying]))
         sent = [change for change in planned.changes if change.action is not Action.UNCHANGED]
         tried = await dry_run(
             target,
             [change.manifest for change in sent],
-            replaces=[change.manifest.ref for change in sent if change.action is Action.REPLACE],
+            replaces=[change.manifest.ref for change in sent if change.action is Action.REPLACE or change.instead_of],
+            permitted=permitted,
         )
         if tried.refusals:
             raise tried.refusals[0]
@@ -323,7 +330,7 @@ class Preparing:
             namespace, _, name = key.partition("/")
             try:
                 return await self._tools.cluster.get(replace(application.ref, namespace=namespace, name=name)) is None
-            except Refused:
+            except (Refused, Forbidden):
                 return False  # it is not ours to know
 
         others = sorted({*owners} - {"", application.key})
@@ -364,6 +371,9 @@ class Preparing:
                 )
             except NoKind:
                 return []  # its definition comes with this commit, or went and took its objects along
+            except Forbidden as error:
+                error.ref = error.ref or first  # a list names no object
+                raise
             return [obj for obj in listing.items if obj["metadata"]["name"] in wanted]
 
         found = await asyncio.gather(*(read(wanted) for wanted in groups.values()))

@@ -2,6 +2,7 @@
 
 Transient        unreachable, 5xx, 401: nothing is known to be wrong with what was sent
 ├── Waiting      429 (Retry-After), quota, something that is missing or terminating
+│   └── Forbidden  403 of the authorizer: a right is missing, which only somebody else can give
 ├── Conflict     409: somebody else wrote first, or owns a field
 └── Expired      410: list again
 Refused
@@ -52,6 +53,27 @@ class Rejected(Refused):
 
     causes: tuple[tuple[str, str], ...] = ()
     status: int = 0
+
+
+class Forbidden(Waiting):
+    """403 because a right is missing: nothing was judged, so nothing speaks against what was sent.
+
+    An admission plugin, policy or webhook that denies an object is a 403 too, but it has judged it: ``Rejected``.
+    """
+
+    reason = "Forbidden"
+
+    @property
+    def of_ours(self) -> bool:
+        """Whether it is gitsync that lacks it: it may not act as the account."""
+        return " cannot impersonate " in self.message
+
+    def refusal(self) -> Rejected:
+        """The same as evidence, for who knows that the right was never there: the commit asks for too much."""
+        hint = "take it out of git; or grant that right, and sync with --retry"
+        rejected = Rejected(self.message, doing=self.doing, ref=self.ref, origin=self.origin, hint=hint)
+        rejected.reason, rejected.status = self.reason, 403
+        return rejected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +246,8 @@ def failure_of(
             return waiting("QuotaExceeded", 30, "raise the quota, or ask for less")
         case 403 if "error looking up service account" in message:
             return waiting("ServiceAccountNotFound", 15, "create it, or add it to the repository")
+        case 403 if ours and _NO_RIGHT.match(message):
+            return Forbidden(message, doing=doing, ref=ref, hint="it goes on once that is granted", retry_after=15)
         case _ if (400 <= code < 500 and ours) or _UNCLASSIFIED.search(message):
             message = "; ".join(f"{path}: {text}" for path, text in causes) or message
             rejected = Rejected(message, doing=doing, ref=ref, reason="Forbidden" if code == 403 else "")
@@ -242,6 +266,11 @@ def _seconds(header: str, body: float) -> float:
     return min(max(seconds, 0.1), 60.0) if seconds == seconds else 1.0
 
 
+#: The authorizer's words, and those of RBAC about who may grant what; admission's begin otherwise, whatever they quote.
+_NO_RIGHT = re.compile(
+    r'(\S+( "[^"]*")? is )?forbidden: '
+    r'(User "[^"]*" cannot \w+ (resource|path) "|user "[^"]*" \(groups=\[.*\]\) is attempting to grant )'
+)
 #: Server-side apply reports what does not fit the schema as a 500: nobody has classified it.
 _UNCLASSIFIED = re.compile("failed to create typed patch object|unable to convert unstructured object")
 _TYPED = re.compile(r"^\s*\.(?P<path>[A-Za-z]\S*?): (?P<text>.+)$", re.MULTILINE)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gitsync.cluster.answers import NoKind, Rejected
+from gitsync.cluster.answers import Forbidden, NoKind, Rejected
 from gitsync.errors import GitsyncError, Invalid, Waiting
 from gitsync.failpoints import failpoint
 from gitsync.model import Applied, Json, Manifest, ObjectRef
 from gitsync.rollout.ownership import without_replicas
-from gitsync.rollout.target import Key, Target, located, on_each, part
+from gitsync.rollout.target import Key, Place, Target, located, on_each, part, place_of
 
 RBAC = "rbac.authorization.k8s.io"
 
@@ -40,11 +40,14 @@ async def dry_run(
     *,
     commit: Sequence[Manifest] | None = None,
     replaces: Collection[ObjectRef] = (),
+    permitted: Collection[Place] = (),
 ) -> DryRun:
     """Dry-run the manifests. ``commit`` is everything that comes with them and does not exist yet (default: all).
 
-    ``replaces`` are tried under another name, because what they change cannot be changed in place. Raises ``Transient``
-    if the server could not be asked about some object and refused none; a quota or a missing dependency is ``Waiting``.
+    ``replaces`` are tried under another name, because what they change cannot be changed in place. ``permitted`` is
+    where the Application had the right to write before: if it has no more, somebody took it, and that is no refusal.
+    Raises ``Transient`` if the server could not be asked about some object and refused none; a quota, a missing
+    dependency or a right that was taken is ``Waiting``.
     """
     coming = _Coming.of(manifests if commit is None else commit, target.impersonate)
     replaced = {ref.key for ref in replaces}
@@ -68,6 +71,9 @@ async def dry_run(
             unchecked.append(manifest)
         elif coming.explains(manifest, answer):
             deferred.append(manifest)
+        elif isinstance(answer, Forbidden) and not answer.of_ours and place_of(manifest.ref) not in permitted:
+            located(answer, manifest)
+            refusals.append(answer.refusal())
         elif isinstance(answer, Invalid):
             located(answer, manifest)
             refusals.append(answer)
@@ -111,17 +117,17 @@ class _Coming:
         """Whether the refusal may end once the rest of the commit exists."""
         ref = manifest.ref
         pod = part(manifest.object, "spec") if ref.kind == "Pod" else {}
-        if (ref.group, ref.kind) in self.kinds and isinstance(error, NoKind | Rejected):
+        if (ref.group, ref.kind) in self.kinds and isinstance(error, NoKind | Rejected | Forbidden):
             return True  # not served yet, or served by the definition's older schema
+        if isinstance(error, Forbidden) or (isinstance(error, Rejected) and error.status == 403):
+            priority = pod.get("priorityClassName")
+            return self.grants or self._brings_role_of(manifest) or (bool(priority) and priority in self.priorities)
         if isinstance(error, Waiting):
             if error.reason == "NamespaceNotFound":
                 return ref.namespace in self.namespaces
             if error.reason == "ServiceAccountNotFound":
                 return (ref.namespace, str(pod.get("serviceAccountName") or "default")) in self.accounts
             return error.reason == "NotFound" and self._brings_role_of(manifest)
-        if isinstance(error, Rejected) and error.status == 403:
-            priority = pod.get("priorityClassName")
-            return self.grants or self._brings_role_of(manifest) or (bool(priority) and priority in self.priorities)
         return False
 
     def _brings_role_of(self, manifest: Manifest) -> bool:

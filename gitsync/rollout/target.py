@@ -15,6 +15,9 @@ from gitsync.model import LABEL_APPLICATION, LABEL_NAMESPACE, Json, Manifest, Ob
 Key = tuple[str, str, str, str]
 """``ObjectRef.key``: (group, kind, namespace, name)."""
 
+Place = tuple[str, str, str]
+"""(group, kind, namespace): what a right is given for."""
+
 WORKERS = 32
 """Requests at once; more is no faster against one API server (measured: 1.9 times kubectl with 32)."""
 
@@ -48,6 +51,10 @@ class Target:
     def owned_by_another(self, live: Json) -> bool:
         """Whether a live object names another Application."""
         return LABEL_APPLICATION in part(live, "metadata", "labels") and not self.owns(live)
+
+
+def place_of(ref: ObjectRef) -> Place:
+    return (ref.group, ref.kind, ref.namespace)
 
 
 def part(obj: Json, *path: str) -> Json:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 import pytest
 
 from gitsync.cluster import client as module
-from gitsync.cluster.answers import Conflict, Expired, NoKind, Rejected
+from gitsync.cluster.answers import Conflict, Expired, Forbidden, NoKind, Rejected
 from gitsync.cluster.client import Access, Cluster
 from gitsync.errors import GitsyncError, Transient, Waiting
 from gitsync.model import Json, ObjectRef
@@ -27,6 +27,30 @@ from tests.unit.cluster.faults import (
 )
 
 REF = ObjectRef(version="v1", kind="ConfigMap", namespace="shop", name="c")
+#: What a Kubernetes API server says when a right is missing,
+NO_RIGHT = (
+    'deployments.apps "web" is forbidden: User "system:serviceaccount:rights:web" cannot patch resource "deployments" '
+    'in API group "apps" in the namespace "rights": RBAC: role.rbac.authorization.k8s.io "nowhere" not found',
+    'services is forbidden: User "system:serviceaccount:rights:web" cannot list resource "services" in API group "" '
+    'in the namespace "rights"',
+    'clusterroles.rbac.authorization.k8s.io "system:x" is forbidden: User "system:serviceaccount:rights:web" cannot '
+    'patch resource "clusterroles" in API group "rbac.authorization.k8s.io" at the cluster scope',
+    'serviceaccounts "default" is forbidden: User "system:serviceaccount:rights:web" cannot impersonate resource '
+    '"serviceaccounts" in API group "" in the namespace "rights"',
+    'rolebindings.rbac.authorization.k8s.io "x" is forbidden: user "system:serviceaccount:rights:web" '
+    '(groups=["system:serviceaccounts" "system:authenticated"]) is attempting to grant RBAC permissions not currently '
+    'held:\n{APIGroups:[""], Resources:["bindings"], Verbs:["get" "list" "watch"]}',
+)
+#: and when it has looked at the object.
+DENIED = (
+    'pods "x" is forbidden: violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false (container '
+    '"a" must set securityContext.allowPrivilegeEscalation=false)',
+    "configmaps \"bad\" is forbidden: ValidatingAdmissionPolicy 'no-maps' with binding 'no-maps' denied request: "
+    'User "x" cannot patch resource "configmaps"',
+    'admission webhook "rights.example.org" denied the request: configmaps "c" is forbidden: User "x" cannot patch '
+    'resource "configmaps" in API group ""',
+    "no rights",
+)
 SENT: Json = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "shop"}}
 
 
@@ -67,7 +91,8 @@ async def silence(request: Request) -> None:
         (409, failure(409, "AlreadyExists"), Conflict, "AlreadyExists"),
         (410, failure(410, "Expired"), Expired, "Expired"),
         (400, failure(400, "BadRequest"), Rejected, "Refused"),
-        (403, failure(403, "Forbidden", "no rights"), Rejected, "Forbidden"),
+        *((403, failure(403, "Forbidden", text), Forbidden, "Forbidden") for text in NO_RIGHT),
+        *((403, failure(403, "Forbidden", text), Rejected, "Forbidden") for text in DENIED),
         (403, failure(403, "Forbidden", "exceeded quota: q"), Waiting, "QuotaExceeded"),
         (
             403,
