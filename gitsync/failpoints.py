@@ -17,6 +17,8 @@ VARIABLE = "GITSYNC_FAILPOINT"
 #: Every failpoint of the program, in the order in which one deployment passes them.
 NAMES: tuple[str, ...] = (
     "lease.acquired",
+    "image.built",
+    "image.pushed",
     "dryrun.done",
     "record.chunk-written",
     "record.chunks-written",

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from gitsync.errors import GitsyncError, Transient
+from gitsync.failpoints import failpoint
 from gitsync.images import builder, process
 from gitsync.images.builder import BuildRequest, Log
 from gitsync.images.dockerfile import FRONTEND, HEREDOC, LINK, STOCK_FRONTEND
@@ -68,6 +69,7 @@ class Buildah:
                 mark.unlink(missing_ok=True)  # not when it was killed: then something is left to clean up
             else:
                 raise builder.failure(finished, request, self.name)
+            failpoint("image.built")
             finished = await process.run(self._push_argv(request), note, environ=environ)
             if finished.code:
                 raise builder.push_failure(finished, request, self.name)

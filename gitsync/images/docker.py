@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from gitsync.errors import GitsyncError, Transient
+from gitsync.failpoints import failpoint
 from gitsync.images import builder, process
 from gitsync.images.builder import BuildRequest, Log
 from gitsync.images.dockerfile import FRONTEND, HEREDOC, LINK, STOCK_FRONTEND
@@ -46,6 +47,7 @@ class Docker:
             finished = await process.run(argv, note, environ=environ)
             if finished.code:
                 raise builder.failure(finished, request, self.name)
+            failpoint("image.built")
             finished = await process.run(["docker", "push", request.push], note, environ=environ)
             pushed = [match[1] for line in finished.lines if (match := _PUSHED.search(line))]
             if finished.code:

@@ -21,6 +21,7 @@ from typing import Any
 import aiohttp
 
 from gitsync.errors import GitsyncError, Invalid, Transient, Waiting
+from gitsync.failpoints import failpoint
 from gitsync.images import process
 from gitsync.images.builder import BuildRequest, ImageBuilder
 from gitsync.images.credentials import RegistryCredentials
@@ -329,6 +330,7 @@ class Images:
                         timeout=self._build_timeout,
                     )
                     digest = await self._builder.build(request, both)
+                    failpoint("image.pushed")
         return await self._verified(registry, plan, tagged, digest)
 
     def _pinned(self, name: str, digest: str) -> str:

@@ -174,8 +174,9 @@ async def _remove_for_replacement(target: Target, manifest: Manifest, recorded_u
     """Delete the live object, if it is ours, and wait until it is gone. Returns what is to be created."""
     ref, obj = manifest.ref, manifest.object
     live = await target.cluster.get(ref, impersonate=target.impersonate)
-    if live is None:
-        return obj  # an earlier try got this far
+    if live is None:  # an earlier try got this far
+        failpoint("apply.replace-deleted")
+        return obj
     uid = str(live["metadata"]["uid"])
     if uid != recorded_uid and not target.owns(live):
         raise Held(

@@ -9,6 +9,7 @@ from tests.cluster import Cluster
 from tests.faults.rig import Report, Rig
 
 REPORTS = Path(__file__).parents[2] / "reports"
+_MADE = pytest.StashKey[Report]()
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +22,15 @@ def rig(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def report() -> Report:
-    return Report(path=REPORTS / "transaction.json")
+def report(request: pytest.FixtureRequest) -> Report:
+    made = Report(path=REPORTS / "transaction.json")
+    request.config.stash[_MADE] = made
+    return made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Every scenario with its outcome and figures."""
+    made = config.stash.get(_MADE, None)
+    for row in made.sorted() if made else ():
+        figures = " ".join(f"{key}={value}" for key, value in row.items() if isinstance(value, int | float))
+        terminalreporter.write_line(f"{row['outcome'][:6]:6} {row['promise']}: {row['scenario']} · {figures}")

@@ -62,6 +62,8 @@ LANES: dict[str, list[tuple[str, Commit]]] = {
     "rollout": [
         (point, change)
         for point in (
+            "image.built",
+            "image.pushed",
             "dryrun.done",
             "record.chunks-written",
             "record.saved",

@@ -40,8 +40,8 @@ def wait_out(case: Case, row: Json, sha: str, heal: Callable[[], object], words:
     case.check_built_once()
 
 
-def started(case: Case) -> None:
-    case.start()
+def started(case: Case, *options: str) -> None:
+    case.start("", *options)
     case.served(case.repository.head)
     case.sample.version = "2"
 
@@ -118,7 +118,60 @@ def image_pull_refused(rig: Rig, report: Report) -> None:
         wait_out(case, row, sha, lambda: case.kubectl("apply", "-f", "-", stdin=json.dumps(kept)), "ImagePull")
 
 
+def with_account(case: Case) -> Callable[[], object]:
+    """Its objects are applied with an account's rights. Returns what grants the right to write, which can be taken."""
+    for name, verbs in {"reads": "get,list,watch", "writes": "create,update,patch,delete"}.items():
+        case.kubectl("create", "role", name, f"--verb={verbs}", "--resource=*.*")
+    case.kubectl("create", "serviceaccount", "deployer")
+    subject = f"--serviceaccount={case.namespace}:deployer"
+    case.kubectl("create", "rolebinding", "reads", "--role=reads", subject)
+
+    def grant() -> object:
+        return case.kubectl("create", "rolebinding", "writes", "--role=writes", subject)
+
+    grant()
+    case.follow(sync={"serviceAccountName": "deployer"})
+    return grant
+
+
+def take_right_at(case: Case, point: str) -> None:
+    """A gitsync that loses the right to write while it stands at the failpoint."""
+    process = case.start(f"{point}=pause:10")
+    case.until(lambda: f"failpoint {point} hit" in process.text, f"it stands at {point}")
+    case.kubectl("delete", "rolebinding", "writes")
+
+
+def rights_revoked(rig: Rig, report: Report) -> None:
+    with rig.case("rights", follow=False) as case:
+        grant = with_account(case)
+        started(case)
+        case.end()
+        with report.scenario(PROMISE, "rights revoked between the dry run and the first write") as row:
+            sha = case.push()
+            take_right_at(case, "record.saved")
+            wait_out(case, row, sha, grant, 'deployer" cannot patch resource', tries=2)
+        case.end()
+        with report.scenario(PROMISE, "rights revoked before a restore") as row:
+            good, kept = case.good, (case.sample.command, case.sample.version)
+            case.sample.command, case.sample.version = ("/nowhere",), "3"
+            sha = case.push("Break it")
+            case.sample.command, case.sample.version = kept
+            take_right_at(case, "restore.started")
+            words = 'deployer" cannot patch resource'
+            row["says"] = case.until(lambda: words in str(case.condition("Ready")["message"]) and words, "it says so")
+            attempt = case.record().attempt
+            assert attempt is not None, "it counts as restored"
+            grant()
+            began = time.monotonic()
+            case.until(lambda: case.record().attempt is None, "it is restored")
+            row["restored_after"] = seconds_since(began)
+            case.refused(sha)
+            case.check_whole(good)
+            case.check_sample()
+
+
 SCENARIOS: dict[str, Scenario] = {
+    "rights-revoked": rights_revoked,
     "node-full": node_full,
     "quota": quota_exhausted,
     "quota-of-objects": quota_of_objects,

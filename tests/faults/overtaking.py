@@ -1,16 +1,22 @@
 """A newer commit comes while an older one is on its way: the newest wins, and something always ships."""
 
+import itertools
 import os
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 from tests.faults.rig import Case, Process, Report, Rig, Scenario, seconds_since
 from tests.faults.sample import Sample
 
 PROMISE = "the newest commit wins"
-STREAM = float(os.environ.get("GITSYNC_FAULTS_STREAM", "120"))
-EVERY = float(os.environ.get("GITSYNC_FAULTS_EVERY", "5"))
+STREAM = float(os.environ.get("GITSYNC_FAULTS_STREAM", "600"))
+EVERY = float(os.environ.get("GITSYNC_FAULTS_EVERY", "20"))
 """Seconds that commits keep coming, and between two of them."""
+START = EVERY + 5
+"""Seconds that a pod takes to become ready: each commit is followed by the next one before it serves."""
+LONGEST = 180
+"""Seconds in which something must be deployed."""
 SLOW_BUILD = float(os.environ.get("GITSYNC_FAULTS_BUILD", "60"))
 
 WRITING = ("record", "rollout", "prune", "restore", "report")
@@ -87,28 +93,34 @@ def stream(rig: Rig, report: Report) -> None:
     with rig.case("stream") as case, report.scenario(PROMISE, f"a commit every {EVERY:g} s for {STREAM:g} s") as row:
         process = case.start()
         case.served(case.repository.head)
+        case.sample.command = ("sh", "-c", f"sleep {START:g}; exec httpd -f -p 8000 -h /www")
+        case.sample.deadline = 4 * round(START)
         began, number, sha = time.monotonic(), 1, case.repository.head
         with case.asked() as answers:
             while time.monotonic() - began < STREAM:
                 number += 1
                 case.sample.version = str(number)
                 sha = case.push()
-                time.sleep(EVERY)
+                time.sleep(max(0.0, began + (number - 1) * EVERY - time.monotonic()))
             row["commits"] = number - 1
-            row["deployed_meanwhile"] = deployed(case, process) - 1
             began = time.monotonic()
             case.served(sha)
             row["last_served_after"] = seconds_since(began)
+        pauses = between_deployments(case, process)
+        row["deployments"], row["longest_without"] = len(pauses), max(pauses)
         row["versions_served"] = len(answers)
         assert all(answer.isdigit() for answer in answers), answers
-        assert row["deployed_meanwhile"] >= max(1, STREAM // 180)
+        assert row["deployments"] < row["commits"], "nothing was overtaken: this stream shows nothing"
+        assert row["longest_without"] <= LONGEST
         case.check_whole(sha)
         case.check_sample()
 
 
-def deployed(case: Case, process: Process) -> int:
+def between_deployments(case: Case, process: Process) -> list[float]:
+    """Seconds from one deployment to the next."""
     assert process.running, case.last.tail()
-    return len(process.lines("deployed"))
+    at = [datetime.fromisoformat(str(line["timestamp"])) for line in process.lines("deployed")]
+    return [round((later - earlier).total_seconds(), 1) for earlier, later in itertools.pairwise(at)]
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -7,6 +7,7 @@ gitsync's own reader, live objects from the API server, builds from the registry
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -34,6 +35,8 @@ from tests.e2e.world import Repository, eventually
 from tests.faults.sample import Sample
 
 NAME = "app"
+OWN = ("secrets", "events", "leases", "applications")
+"""Where gitsync writes for itself: Records, Events, Leases, statuses."""
 DEADLINE = 150.0
 """Seconds for what takes five on an idle machine."""
 
@@ -53,8 +56,15 @@ class Process:
         found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in found if not message or line.get("message") == message]
 
+    def began(self, stage: str, sha: str) -> bool:
+        """Whether it has begun this stage with this commit."""
+        begun = self.lines("stage begins")
+        return any(line["stage"] == stage and str(line["revision"]).endswith(sha) for line in begun)
+
     def tail(self, count: int = 25) -> str:
-        return "\n".join(self.text.splitlines()[-count:])
+        """The end of its log, without each call of git."""
+        told = [line for line in self.text.splitlines() if '"logger":"git.' not in line]
+        return "\n".join(told[-count:])
 
     @property
     def running(self) -> bool:
@@ -379,8 +389,15 @@ class Case:
         return re.findall(pattern, text)
 
     def builds(self) -> int:
-        """Builds that were begun so far, by all processes of this case."""
-        return sum(process.text.count('"line":"STEP 1/') for process in self.processes)
+        """Builds by all processes of this case so far; one that finds every step done by an earlier one is none."""
+        found = 0
+        for process in self.processes:
+            told = [str(line["line"]) for line in process.lines("build")]
+            found += sum(
+                step.startswith("STEP 2/") and not follows.startswith("--> Using cache")
+                for step, follows in itertools.pairwise([*told, ""])
+            )
+        return found
 
     def check_built_once(self) -> None:
         """No input was built twice."""
@@ -388,12 +405,12 @@ class Case:
         assert len(pushed) == len(set(pushed)), f"pushed twice: {pushed}"
         assert self.builds() == len(pushed), f"{self.builds()} builds for {len(pushed)} images"
 
-    def writes(self, *, users: Iterable[str] = ()) -> list[tuple[str, str, str]]:
+    def writes(self, *, users: Iterable[str] = (), apart_from: Iterable[str] = OWN) -> list[tuple[str, str, str]]:
         """What gitsync has written to objects of this namespace: (user, verb, ``resource/name``), in order.
 
-        Neither dry runs nor what it keeps for itself: Records, statuses, Events, Leases.
+        Neither dry runs nor what it keeps for itself.
         """
-        own = {"secrets", "events", "leases", "applications"}
+        left_out = set(apart_from)
         rows: list[tuple[str, str, str]] = []
         for event in self.cluster.audit_events():
             ref = event["objectRef"]
@@ -403,7 +420,7 @@ class Case:
                 and event["stage"] == "ResponseComplete"
                 and "dryRun=" not in event["requestURI"]
                 and event.get("responseStatus", {}).get("code", 500) < 300
-                and ref["resource"] not in own
+                and ref["resource"] not in left_out
             ):
                 rows.append((event["user"]["username"], event["verb"], f"{ref['resource']}/{ref.get('name', '')}"))
         wanted = set(users)
@@ -448,8 +465,10 @@ class Report:
             with self._lock:
                 self.rows.append(row)
                 self.path.parent.mkdir(exist_ok=True)
-                rows = sorted(self.rows, key=lambda each: (str(each["promise"]), str(each["scenario"])))
-                self.path.write_text(json.dumps({"scenarios": rows}, indent=1) + "\n")
+                self.path.write_text(json.dumps({"scenarios": self.sorted()}, indent=1) + "\n")
+
+    def sorted(self) -> list[Json]:
+        return sorted(self.rows, key=lambda each: (str(each["promise"]), str(each["scenario"])))
 
 
 Scenario = Callable[[Rig, Report], None]

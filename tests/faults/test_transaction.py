@@ -16,6 +16,8 @@ from tests.faults.rig import Report, Rig, Scenario
 pytestmark = pytest.mark.faults
 
 AT_ONCE = 3
+PATIENT = ("stream", "frozen-before-apply", "frozen-in-apply", "stopped-process")
+"""Those that mostly wait for a clock: they begin at once, beside the others."""
 
 SCENARIOS: dict[str, Scenario] = {
     **{f"kills-{name}": kills.lane(name) for name in kills.LANES},
@@ -32,8 +34,12 @@ SCENARIOS: dict[str, Scenario] = {
 def running(rig: Rig, report: Report, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[None]]]:
     """Those of the scenarios that were asked for, started in order."""
     asked = [item.name.partition("[")[2].rstrip("]") for item in request.session.items]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {name: pool.submit(SCENARIOS[name], rig, report) for name in asked if name in SCENARIOS}
+    with ThreadPoolExecutor(AT_ONCE) as pool, ThreadPoolExecutor(len(PATIENT)) as aside:
+        yield {
+            name: (aside if name in PATIENT else pool).submit(SCENARIOS[name], rig, report)
+            for name in asked
+            if name in SCENARIOS
+        }
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
