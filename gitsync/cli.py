@@ -540,7 +540,7 @@ def diff(
             for change in planned.changes
             if change.action is not Action.UNCHANGED
         ]
-        for action, items in (("prune", planned.prunes), ("hold", planned.held)):
+        for action, items in (("prune", planned.deletions), ("hold", planned.held)):
             rows += [{"action": action, "object": str(item.ref), "from": "", "fields": []} for item in items]
 
         def table() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -41,6 +41,7 @@ from gitsync.model import (
     Applied,
     Health,
     HealthStatus,
+    InventoryItem,
     Stage,
     SyncStatus,
 )
@@ -49,7 +50,7 @@ from gitsync.preparing import Preparing
 from gitsync.report.reporter import Run
 from gitsync.report.status import MOST_FINDINGS
 from gitsync.rollout import watch as rollout
-from gitsync.rollout.apply import apply_wave
+from gitsync.rollout.apply import apply_wave, wait_gone
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.prune import prune
 from gitsync.rollout.restore import NEVER_DELETED, remove_created, restore
@@ -108,6 +109,7 @@ class Delivering:
                 tried = await dry_run(target, asked, commit=later)
                 if tried.refusals:
                     raise tried.refusals[0]
+            await self._make_room(prepared, memory, [item for change in wave for item in change.instead_of], run)
             record = await self._ledger.current(application, memory)
             applied = await apply_wave(target, wave, inventory=record.inventory, on_applied=landed.append)
         except Invalid as error:
@@ -138,6 +140,19 @@ class Delivering:
             ),
             run,
         )
+
+    async def _make_room(self, prepared: Prepared, memory: Memory, holders: Sequence[InventoryItem], run: Run) -> None:
+        """What holds something that the wave needs, and only one can have, goes first: that was accepted."""
+        if not holders:
+            return
+        run.tell(f"deleting {', '.join(str(item.ref) for item in holders)}, which the wave takes over from")
+        pruned = await prune(prepared.target, holders)
+        gone = {item.ref.key for item in pruned.removed}
+        await self._ledger.save(prepared.application, memory, lambda now: without(now, gone))
+        if pruned.kept:
+            raise pruned.kept[0].error
+        for item in holders:
+            await wait_gone(prepared.target, item.ref, item.uid, {})
 
     async def prune(self, prepared: Prepared, memory: Memory, run: Run) -> None:
         if not prepared.plan.prunes:
@@ -267,6 +282,10 @@ class Delivering:
                     quarantine=remembered(now.quarantine, *entries),
                 ),
             )
+            if good is not None and attempt.takes:
+                taken = await remove_created(target, good, attempt, inventory=record.inventory, only=attempt.takes)
+                gone_first = {item.ref.key for item in taken.removed}
+                record = await self._ledger.save(application, memory, lambda now: without(now, gone_first))
             landed: list[Applied] = []
             restored = await restore(target, good, attempt, inventory=record.inventory, on_applied=landed.append)
             memory.replies = {each.ref.key: each.object for each in restored.applied}

@@ -273,11 +273,16 @@ class FieldChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One object's step. ``manifest.object`` is exactly what will be sent."""
+    """One object's step. ``manifest.object`` is exactly what will be sent.
+
+    ``instead_of`` are recorded objects that go right before its wave comes: they hold something that only one can have
+    (a node port), and the interruption was accepted.
+    """
 
     action: Action
     manifest: Manifest
     fields: tuple[FieldChange, ...] = ()
+    instead_of: tuple[InventoryItem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +307,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Waves in order of application; each is applied, then healthy, before the next. Prunes come last, in order."""
+    """Waves in order of application; each is applied, then healthy, before the next. Prunes come last, in order.
+
+    What a change stands ``instead_of`` is not among the ``prunes``.
+    """
 
     revision: Revision
     waves: tuple[tuple[Change, ...], ...]
@@ -313,6 +321,10 @@ class Plan:
     @property
     def changes(self) -> tuple[Change, ...]:
         return tuple(change for wave in self.waves for change in wave)
+
+    @property
+    def deletions(self) -> tuple[InventoryItem, ...]:
+        return (*(item for change in self.changes for item in change.instead_of), *self.prunes)
 
     @property
     def empty(self) -> bool:

@@ -85,8 +85,9 @@ class Attempt:
 
     ``objects`` are rendered, pinned and labelled; ``origins`` says where each came from (or is empty). ``phase`` is the
     step being taken and ``wave`` the wave, from 0. ``creates`` are the objects that did not exist when it was planned:
-    only these may a restore remove again. ``replaces`` are those whose interruption was accepted. One that overtook an
-    unfinished attempt answers for what that one had created and changed, too.
+    only these may a restore remove again. ``replaces`` are those whose interruption was accepted; ``takes`` those of
+    ``creates`` that took over what an object before them held. One that overtook an unfinished attempt answers for what
+    that one had created and changed, too.
     """
 
     revision: Revision
@@ -96,6 +97,7 @@ class Attempt:
     origins: tuple[Origin, ...] = ()
     creates: tuple[ObjectRef, ...] = ()
     replaces: tuple[ObjectRef, ...] = ()
+    takes: tuple[ObjectRef, ...] = ()
     images: tuple[Image, ...] = ()
     bases: Mapping[str, str] = field(default_factory=_empty)
     started_at: datetime

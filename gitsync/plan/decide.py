@@ -92,18 +92,26 @@ def plan(
         *_renames(changes.values(), [*prunes, *held], {**previous, **live}),
         *_other_tools(manifests, live),
     ]
-    if not options.accept_interruption:
-        vetoes += _exclusive_claims(changes.values(), [*prunes, *held], live, manifests)
+    passing = list(_exclusive_claims(changes.values(), [*prunes, *held], live, manifests))
+    if not options.accept_interruption or held:
+        vetoes += [each.refused(approve=options.accept_interruption) for each in passing]
+    findings += [each.finding for each in passing]
     vetoes += _forbidden(findings, changes, options)
     if vetoes:
         raise _all_of(vetoes)
     if options.zero_downtime == "off":
-        findings = [finding for finding in findings if finding.rule in ("replaced", "renamed", OTHER_TOOL)]
+        findings = [finding for finding in findings if finding.rule in _ALWAYS_TOLD]
     ordered = waves(manifests)
+    takers: dict[InventoryItem, Key] = {}  # the first of them
+    for key in (manifest.ref.key for wave in ordered for manifest in wave):
+        mine = [each.item for each in passing if each.change.manifest.ref.key == key and each.item not in takers]
+        if mine:
+            takers |= dict.fromkeys(mine, key)
+            changes[key] = replace(changes[key], instead_of=tuple(dict.fromkeys(mine)))
     return Plan(
         revision=desired.revision,
         waves=tuple(tuple(changes[manifest.ref.key] for manifest in wave) for wave in ordered),
-        prunes=prunes,
+        prunes=tuple(item for item in prunes if item not in takers),
         held=held,
         findings=tuple(findings),
     )
@@ -335,6 +343,9 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 OTHER_TOOL = "other-tool"
 """Rule of the finding that another GitOps tool keeps the same object."""
 
+_ALWAYS_TOLD = frozenset({"replaced", "renamed", "handed-over", OTHER_TOOL})
+"""Rules that are no matter of zero downtime."""
+
 #: Labels and annotations by which other tools mark what they keep, and the field managers under which they write.
 _MARKS = {
     "argocd.argoproj.io/tracking-id": "Argo CD",
@@ -386,28 +397,43 @@ def _manager(entry: Json) -> str:
 # ---------------------------------------------------------------- what two cannot have at once
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Passing:
+    """Something that only one object can have is to pass from one that goes to one that comes."""
+
+    thing: str  # node port 30080
+    item: InventoryItem
+    change: Change
+
+    def refused(self, *, approve: bool) -> Refused:
+        return Refused(
+            f"{self.thing} is held by {self.item.ref} until this one is healthy, which needs it",
+            doing="planning",
+            ref=self.change.manifest.ref,
+            origin=self.change.manifest.origin,
+            hint="approve the deletions of this commit" if approve else "keep the old name, or accept an interruption",
+            reason="ExclusiveClaim",
+        )
+
+    @property
+    def finding(self) -> Finding:
+        manifest = self.change.manifest
+        message = f"{self.thing} passes to it from {self.item.ref}, which is deleted first: nobody serves it meanwhile"
+        return Finding(rule="handed-over", level="warning", ref=manifest.ref, origin=manifest.origin, message=message)
+
+
 def _exclusive_claims(
     changes: Iterable[Change], going: Sequence[InventoryItem], live: Objects, manifests: Sequence[Manifest]
-) -> Iterator[Refused]:
+) -> Iterator[_Passing]:
     """A new object that needs what one that goes still holds: the old one goes only when the new one is healthy."""
     claims = {key: obj for key, obj in live.items() if key[1] == "PersistentVolumeClaim"}
     claims |= {each.ref.key: each.object for each in manifests if each.ref.kind == "PersistentVolumeClaim"}
-    holders = {
-        thing: item.ref for item in going if item.ref.key in live for thing in _holds(live[item.ref.key], claims)
-    }
+    holders = {thing: item for item in going if item.ref.key in live for thing in _holds(live[item.ref.key], claims)}
     for change in changes:
-        if change.action is not Action.CREATE:
-            continue
-        for thing in _holds(change.manifest.object, claims):
-            if thing in holders:
-                yield Refused(
-                    f"{thing} is held by {holders[thing]} until this one is healthy, which needs it",
-                    doing="planning",
-                    ref=change.manifest.ref,
-                    origin=change.manifest.origin,
-                    hint="keep the old name, or accept an interruption",
-                    reason="ExclusiveClaim",
-                )
+        if change.action is Action.CREATE:
+            for thing in _holds(change.manifest.object, claims):
+                if thing in holders:
+                    yield _Passing(thing=thing, item=holders[thing], change=change)
 
 
 def _holds(obj: Json, claims: Objects) -> list[str]:

@@ -133,15 +133,21 @@ async def remove_created(
     attempt: Attempt,
     *,
     inventory: Collection[InventoryItem] = (),
+    only: Collection[ObjectRef] | None = None,
 ) -> Pruned:
-    """Delete what the attempt created and the last good state lacks, in reverse order. Call it once that serves again.
+    """Delete what the attempt created and the last good state lacks, in reverse order. Call it once that serves again,
+    and before ``restore`` with ``only`` those that hold what the last good state needs back.
 
     A crash may have kept an object out of the inventory: then it must be one that did not exist when the attempt was
     planned, and say itself that gitsync applied it for this Application. A Job that has completed is kept.
     """
     before = {ObjectRef.of(obj).key for obj in last_good.objects}
     order = {ObjectRef.of(obj).key: number for number, obj in enumerate(attempt.objects)}
-    created = [ref for ref in attempt.creates if ref.key not in before and (ref.group, ref.kind) not in NEVER_DELETED]
+    created = [
+        ref
+        for ref in (attempt.creates if only is None else only)
+        if ref.key not in before and (ref.group, ref.kind) not in NEVER_DELETED
+    ]
     created.sort(key=lambda ref: order.get(ref.key, 0), reverse=True)
     uids = {item.ref.key: item.uid for item in inventory}
 

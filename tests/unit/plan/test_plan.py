@@ -522,10 +522,23 @@ def test_exclusive_claims_between_an_old_and_a_new_name(old: str, also: str, mes
     if message:
         error = refused(both, live)
         assert (error.reason, message in error.message) == ("ExclusiveClaim", True)
-        assert make(both, live, accept_interruption=True).prunes
+        accepted = make(both, live, accept_interruption=True)
+        (taker,) = [change for change in accepted.changes if change.instead_of]
+        assert (taker.manifest.ref.name, taker.action) == ("web2", Action.CREATE)
+        assert [item.ref.name for item in taker.instead_of] == ["web"]
+        assert (accepted.prunes, accepted.deletions) == ((), taker.instead_of)
+        assert "handed-over" in {finding.rule for finding in accepted.findings}
     else:
         assert make(both, live).prunes
     assert not make(old + (f"\n---\n{also}" if also else ""), live).prunes
+
+
+def test_what_waits_for_approval_is_not_taken_from() -> None:
+    many = "\n---\n".join(CONFIG.replace("name: c,", f"name: c{number},") for number in range(8))
+    new = NODE_PORT.replace("name: web, namespace", "name: web2, namespace")
+    error = refused(new, cluster(f"{NODE_PORT}\n---\n{many}"), accept_interruption=True)
+    assert error.reason == "ExclusiveClaim"
+    assert "approve" in error.hint
 
 
 def test_a_claim_is_known_from_git_or_from_the_cluster() -> None:
