@@ -153,8 +153,8 @@ class Api:
             return self._answer(request, target.resource, found, 200)
         options = _options(request)
         if method == "POST" and not target.name:
-            body = await _body(request)
-            created = self._registry.create(target.resource, target.namespace, body, options)
+            body = _unviewed(target.resource, await _body(request))
+            created = self._registry.create(self._stored(target), target.namespace, body, options)
             return self._answer(request, target.resource, created, 201, options)
         if method == "PUT" and target.name:
             return await self._put(request, target, options)
@@ -307,8 +307,8 @@ class Api:
     # ------------------------------------------------------------ writes
 
     async def _put(self, request: web.Request, target: Target, options: Options) -> web.Response:
-        body = await _body(request)
         resource = target.resource
+        body = _unviewed(resource, await _body(request))
         if target.subresource == "scale":
             return self._rescale(target, lambda _scale: body, options)
         if target.subresource == "finalize":
@@ -321,7 +321,8 @@ class Api:
             if not metadata.get("resourceVersion") and not metadata.get("uid"):
                 created = self._registry.create(resource, target.namespace, body, options)
                 return self._answer(request, resource, created, 201, options)
-        value = self._registry.replace(resource, target.namespace, target.name, body, options, target.subresource)
+        stored = self._stored(target)
+        value = self._registry.replace(stored, target.namespace, target.name, body, options, target.subresource)
         return self._answer(request, resource, value, 200, options)
 
     async def _patch(self, request: web.Request, target: Target, options: Options) -> web.Response:
@@ -331,6 +332,7 @@ class Api:
             raise _unsupported_media(", ".join(allowed))
         raw = await request.read()
         patch = _parsed(raw, "application/yaml" if kind == _PATCHES[3] else "application/json")
+        patch = _unviewed(resource, patch)
         if kind == _PATCHES[3]:
             return self._apply(request, target, _mapping(patch), options)
         if kind == _PATCHES[1] and not isinstance(patch, dict):
@@ -353,8 +355,13 @@ class Api:
 
         if target.subresource == "scale":
             return self._rescale(target, change, options)
-        value = self._registry.modify(resource, target.namespace, target.name, change, options, target.subresource)
+        stored = self._stored(target)
+        value = self._registry.modify(stored, target.namespace, target.name, change, options, target.subresource)
         return self._answer(request, resource, value, 200, options)
+
+    def _stored(self, target: Target) -> Resource:
+        """The resource whose objects are written: another one for a view."""
+        return self._registry.resource(target.resource.view_of) if target.resource.view_of else target.resource
 
     def _apply(self, request: web.Request, target: Target, body: Json, options: Options) -> web.Response:
         if not request.query.get("fieldManager"):
@@ -363,7 +370,7 @@ class Api:
             )
             raise Refusal(422, "Invalid", message)
         value, created = self._registry.apply(
-            target.resource, target.namespace, target.name, body, options, target.subresource
+            self._stored(target), target.namespace, target.name, body, options, target.subresource
         )
         return self._answer(request, target.resource, value, 201 if created else 200, options)
 
@@ -598,8 +605,31 @@ def _seen(event: Event, namespace: str, test: selectors.Test | None) -> list[tup
 
 def _versioned(resource: Resource, value: Json) -> Json:
     """Stored in whatever version it was written, shown in the one that was asked for."""
+    if resource.view_of:
+        value = {_EVENT_FIELDS.get(name, name): each for name, each in value.items()}
     same = value.get("apiVersion") == resource.api_version
     return value if same else value | {"apiVersion": resource.api_version}
+
+
+#: Fields of a core Event → the names that events.k8s.io gives them.
+_EVENT_FIELDS = {
+    "message": "note",
+    "involvedObject": "regarding",
+    "reportingComponent": "reportingController",
+    "source": "deprecatedSource",
+    "firstTimestamp": "deprecatedFirstTimestamp",
+    "lastTimestamp": "deprecatedLastTimestamp",
+    "count": "deprecatedCount",
+}
+_CORE_FIELDS = {new: old for old, new in _EVENT_FIELDS.items()}
+
+
+def _unviewed(resource: Resource, body: Any) -> Any:
+    """What was sent to a view, as it is sent to what is stored. Of a JSON patch, nothing is translated."""
+    if not resource.view_of or not isinstance(body, dict):
+        return body
+    named = {_CORE_FIELDS.get(name, name): each for name, each in cast("Json", body).items()}
+    return named | ({"apiVersion": "v1"} if "apiVersion" in named else {})
 
 
 def _wants_table(request: web.Request) -> bool:

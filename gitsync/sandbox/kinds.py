@@ -34,10 +34,14 @@ class Resource:
     scale: Json = field(default_factory=dict[str, Any])
     """Paths of the scale subresource, as a CustomResourceDefinition writes them."""
     custom: bool = False
+    view_of: str = ""
+    """Id of the resource whose objects these are, under other names of fields."""
 
     @property
     def id(self) -> str:
         """The same for all versions: plural.group, which is also what messages name."""
+        if self.view_of:
+            return self.view_of
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     @property
@@ -62,6 +66,7 @@ def _kind(
     more: Iterable[str] = (),
     generation: bool = False,
     all_: bool = False,
+    view_of: str = "",
 ) -> Resource:
     group, _, version = api_version.rpartition("/")
     paths = {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}
@@ -80,6 +85,7 @@ def _kind(
         ),
         generation=generation,
         scale=paths if scale else {},
+        view_of=view_of,
     )
 
 
@@ -94,6 +100,7 @@ BUILT_IN: tuple[Resource, ...] = (
     _kind("v1", "Secret", "secrets"),
     _kind("v1", "ServiceAccount", "serviceaccounts", "sa"),
     _kind("v1", "Event", "events", "ev", model="CoreV1Event"),
+    _kind("events.k8s.io/v1", "Event", "events", "ev", model="EventsV1Event", view_of="events"),
     _kind("apps/v1", "Deployment", "deployments", "deploy", status=True, scale=True, generation=True, all_=True),
     _kind("apps/v1", "ReplicaSet", "replicasets", "rs", status=True, scale=True, generation=True, all_=True),
     _kind("batch/v1", "Job", "jobs", status=True, generation=True, all_=True),

@@ -420,3 +420,30 @@ async def test_a_lease_is_guarded_by_its_version(api: Api) -> None:
         *(api.put(f"{path}/l", made | {"spec": spec | {"holderIdentity": who}}) for who in ("b", "c"))
     )
     assert sorted([one.code, two.code]) == [200, 409]
+
+
+async def test_an_event_is_one_object_in_both_of_its_groups(api: Api) -> None:
+    about = {"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "namespace": api.namespace}
+    event = {
+        "metadata": {"name": "a.1", "namespace": api.namespace},
+        "eventTime": "2026-01-01T00:00:00.000000Z",
+        "regarding": about,
+        "note": "it was changed",
+        "reason": "Changed",
+        "action": "Change",
+        "type": "Normal",
+        "reportingController": "example.com/test",
+        "reportingInstance": "one",
+    }
+    path = api.path("events.k8s.io/v1", "events")
+    made = await api.post(path, event, fieldValidation="Strict")
+    assert made.code == 201, made.text
+    assert (made.body["note"], made.body["regarding"]) == ("it was changed", about)
+    old = (await api.get(api.path("v1", "events", "a.1"))).body
+    assert (old["apiVersion"], old["message"], old["involvedObject"]) == ("v1", "it was changed", about)
+    assert old["reportingComponent"] == "example.com/test"
+    series = {"series": {"count": 2, "lastObservedTime": "2026-01-01T00:01:00.000000Z"}}
+    changed = await api.patch(f"{path}/a.1", series | {"note": "it was changed"}, MERGE)
+    assert (changed.code, changed.body["series"]["count"], changed.body["note"]) == (200, 2, "it was changed")
+    listed = (await api.get(path, fieldSelector="reason=Changed")).body
+    assert (listed["kind"], [each["note"] for each in listed["items"]]) == ("EventList", ["it was changed"])
