@@ -15,8 +15,11 @@ import os
 import random
 import ssl
 import sys
+import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from base64 import b64decode, b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -100,7 +103,7 @@ async def access(kubeconfig: str = "", context: str = "", *, allow_plugins: bool
         if default.is_file() or "KUBERNETES_SERVICE_HOST" not in os.environ:
             places = str(default)
 
-    async def load() -> tuple[Any, bool]:
+    async def load() -> _Read:
         try:
             return await _configuration(places, context, allow_plugins)
         except GitsyncError:
@@ -110,19 +113,29 @@ async def access(kubeconfig: str = "", context: str = "", *, allow_plugins: bool
             raise Invalid(f"cannot use {place}: {type(error).__name__}: {error}", doing="configuring access") from error
 
     async def authorization() -> str:
-        configuration, _ = await load()
+        configuration = (await load()).configuration
         return str(configuration.api_key.get("BearerToken", "")).strip()
 
-    first, rotates = await load()
+    read = await load()
+    first = read.configuration
     host = str(first.host).rstrip("/")
     return Access(
         host=host,
-        tls=_tls(first) if host.startswith("https:") else None,
+        tls=_tls(read) if host.startswith("https:") else None,
         server_name=first.tls_server_name or "",
         proxy=first.proxy or "",
         authorization=authorization,
-        rotates=rotates,
+        rotates=read.rotates,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """The library's configuration, the files that are embedded in the kubeconfig, and whether its token is a file's."""
+
+    configuration: Any
+    embedded: Mapping[str, bytes]
+    rotates: bool
 
 
 @cache
@@ -151,13 +164,12 @@ def _library() -> tuple[Any, Any, Callable[[], Any]]:
         sys.modules.update(former)
 
 
-async def _configuration(places: str, context: str, allow_plugins: bool) -> tuple[Any, bool]:
-    """The library's configuration, and whether its token comes from a file."""
+async def _configuration(places: str, context: str, allow_plugins: bool) -> _Read:
     config, kube_config, new = _library()
     configuration = new()
     if not places:
         config.load_incluster_config(client_configuration=configuration)  # pyright: ignore[reportUnknownMemberType] - untyped
-        return configuration, True
+        return _Read(configuration, {}, rotates=True)
     files = [path for path in places.split(os.pathsep) if os.access(path, os.R_OK)]
     if not files:
         raise Invalid(
@@ -177,23 +189,67 @@ async def _configuration(places: str, context: str, allow_plugins: bool) -> tupl
             doing="reading the kubeconfig",
             hint="allow plugins, or use a token or a certificate",
         )
+    if plugin == "exec" and user is not None:
+        _note_credentials(user.value, await kube_config.ExecProvider(user["exec"]).run())
+    embedded = _taken(loader._cluster.value) | (_taken(user.value) if user is not None else {})
     await loader.load_and_set(configuration)
-    return configuration, user is not None and "tokenFile" in user
+    return _Read(configuration, embedded, rotates=user is not None and "tokenFile" in user)
 
 
-def _tls(configuration: Any) -> ssl.SSLContext:
+def _note_credentials(user: Json, status: Json) -> None:
+    """What an exec plugin answered, as if it stood in the kubeconfig."""
+    del user["exec"]
+    if "token" in status:
+        user["token"] = status["token"]
+        return
+    for name, key in (("client-certificate", "clientCertificateData"), ("client-key", "clientKeyData")):
+        user[f"{name}-data"] = b64encode(status[key].encode()).decode()
+
+
+def _taken(part: Json) -> dict[str, bytes]:
+    """The embedded files of a kubeconfig's cluster or user, taken out of it.
+
+    The library would write them into the temporary directory, where a killed process leaves its private key.
+    """
+    found: dict[str, bytes] = {}
+    for name in ("certificate-authority", "client-certificate", "client-key"):
+        if data := part.pop(f"{name}-data", None):
+            part.pop(name, None)  # the data win, as for kubectl
+            found[name] = b64decode(data)
+    return found
+
+
+def _tls(read: _Read) -> ssl.SSLContext:
+    configuration, embedded = read.configuration, read.embedded
     try:
-        tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        authority = embedded.get("certificate-authority", b"").decode()
+        tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=authority or None)
         # Many clusters' authorities lack key identifiers, and kubectl accepts them.
         tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if configuration.cert_file:
-            tls.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
-    except (OSError, ssl.SSLError) as error:
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(_as_file(embedded[name])) if name in embedded else path
+                for name, path in (("client-certificate", configuration.cert_file),
+                                   ("client-key", configuration.key_file))
+            ]  # fmt: skip
+            if files[0]:
+                tls.load_cert_chain(files[0], keyfile=files[1])
+    except (OSError, ValueError, ssl.SSLError) as error:
         raise Invalid(f"cannot use the cluster's certificates: {error}", doing="configuring access") from error
     if not configuration.verify_ssl:
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
     return tls
+
+
+@contextmanager
+def _as_file(content: bytes) -> Generator[str]:
+    """A path under which OpenSSL, which reads keys from files alone, finds it; in memory where the system can."""
+    memory = getattr(os, "memfd_create", None)
+    with os.fdopen(memory("gitsync"), "wb") if memory else tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}" if memory else file.name
 
 
 def service_account(namespace: str, name: str) -> str:

@@ -1,8 +1,13 @@
 """Finding a cluster and being let in: as kubectl does it, but without running anybody's program."""
 
+import asyncio
+import base64
 import json
+import os
+import ssl
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +74,56 @@ async def test_a_plugin_that_was_asked_for_is_run(tmp_path: Path) -> None:
     }
     found = await access(kubeconfig(tmp_path / "config", user), allow_plugins=True)
     assert await found.authorization() == "Bearer from-plugin"
+
+
+@pytest.mark.parametrize("by_plugin", [False, True])
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_embedded_keys_are_used_and_never_left_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_plugin: bool, in_memory: bool
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    if not in_memory:  # as on a Mac
+        monkeypatch.delattr(os, "memfd_create")
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -days 9 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", *make.split(), *names], check=True, capture_output=True)
+
+    asked: list[dict[str, Any]] = []
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer.get_extra_info("peercert"))
+        writer.close()
+
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
+    served.load_cert_chain(certificate, key)
+    served.verify_mode = ssl.CERT_REQUIRED
+    server = await asyncio.start_server(greet, "localhost", 0, ssl=served)
+    port = server.sockets[0].getsockname()[1]
+    status = {"clientCertificateData": certificate.read_text(), "clientKeyData": key.read_text()}
+    version = "client.authentication.k8s.io/v1"
+    answer = json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": status})
+    plugin = {"exec": {"apiVersion": version, "command": "echo", "args": [answer], "interactiveMode": "Never"}}
+    encoded = {path: base64.b64encode(path.read_bytes()).decode() for path in (key, certificate)}
+    data = {"client-certificate-data": encoded[certificate], "client-key-data": encoded[key]}
+    path = Path(kubeconfig(tmp_path / "config", plugin if by_plugin else data, f"https://localhost:{port}"))
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"]["certificate-authority-data"] = encoded[certificate]
+    path.write_text(json.dumps(config))
+
+    before = len(os.listdir("/proc/self/fd"))
+    found = await access(str(path), allow_plugins=by_plugin)
+    await found.authorization()  # as after a 401
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list(scratch.iterdir()) == []
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=found.tls)
+        await reader.read()
+    writer.close()
+    server.close()
+    assert [each["subject"] for each in asked] == [((("commonName", "localhost"),),)]
 
 
 async def test_where_a_kubeconfig_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
