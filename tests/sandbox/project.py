@@ -140,6 +140,11 @@ class Project:
             if "deletionTimestamp" not in pod["metadata"]
         }
 
+    async def jobs(self) -> list[str]:
+        """Names of those that are not going."""
+        found = (await self.cluster.api.get(self.cluster.api.path("batch/v1", "jobs"))).body["items"]
+        return [each["metadata"]["name"] for each in found if "deletionTimestamp" not in each["metadata"]]
+
     async def events(self) -> list[str]:
         found = (await self.cluster.api.get(self.cluster.api.path("events.k8s.io/v1", "events"))).body["items"]
         return [f"{each['reason']}: {each.get('note', '')}" for each in found]

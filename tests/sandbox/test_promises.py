@@ -71,12 +71,16 @@ async def test_a_commit_that_fails_goes_back_whole_and_is_not_tried_again(projec
             web("two")
             | {"manifests/settings.yaml": config_map("settings", mode="two"), "manifests/old.yaml": None}
             | {"manifests/new.yaml": config_map("new", a="b"), "manifests/job.yaml": job("fails", "false")}
+            | {"manifests/after.yaml": job("after", "true", "1")}
         )
         status = await project.refuses(bad)
         assert status["revision"].endswith(first)
         assert [entry["revision"].rpartition(":")[2] for entry in status["quarantined"]] == [bad]
         assert (await project.data("settings"), await project.data("new")) == ({"mode": "one"}, None)
         assert await project.data("old") == {"a": "b"}, "a failed wave has pruned"
+        assert [name for name in await project.jobs() if "after" in name] == [], (
+            "the next wave was sent"
+        )
         assert set((await project.pods()).values()) == set(pods.values()), "not all of it went back"
         generation = (await project.cluster.get("deployments", "web", "apps/v1"))["metadata"]["generation"]
         assert [entry.outcome for entry in (await project.record()).history] == ["Restored", "Deployed"]
@@ -89,7 +93,7 @@ async def test_a_commit_that_fails_goes_back_whole_and_is_not_tried_again(projec
         async with asyncio.timeout(40):
             while len((await project.record()).history) < 3:
                 await asyncio.sleep(0.1)
-        fix = project.commit({"manifests/job.yaml": None})
+        fix = project.commit({"manifests/job.yaml": None, "manifests/after.yaml": None})
         await project.serves(fix)
         assert (await project.data("settings"), await project.data("new")) == ({"mode": "two"}, {"a": "b"})
         assert await project.data("old") is None
@@ -101,6 +105,7 @@ async def test_nothing_is_written_unless_all_of_it_may_be(project: Project) -> N
     await project.follow()
     async with project.gitsync():
         await project.serves(first)
+        untouched = await project.cluster.get("configmaps", "a")
         wrong = deployment("wrong", "localhost/none:1", "true")
         wrong["spec"]["replcias"] = 2
         refused = project.commit(
@@ -109,13 +114,13 @@ async def test_nothing_is_written_unless_all_of_it_may_be(project: Project) -> N
         status = await project.refuses(refused)
         assert "replcias" in status["lastAttempt"]["message"]
         assert "manifests/wrong.yaml:" in status["lastAttempt"]["message"]
-        assert await project.data("a") == {"k": "1"}
+        assert await project.cluster.get("configmaps", "a") == untouched
 
         unbuilt = web() | {"web/Dockerfile": f"FROM {project.registry.host}/base:1\nRUN echo tried && false\n"}
         broken = project.commit({"manifests/a.yaml": config_map("a", k="3"), "manifests/wrong.yaml": None} | unbuilt)
         status = await project.refuses(broken)
         assert status["lastAttempt"]["stage"] == "images"
-        assert await project.data("a") == {"k": "1"}
+        assert await project.cluster.get("configmaps", "a") == untouched
         logs = list((project.place / "cache" / "images" / "logs").iterdir())
         assert len(logs) == 1
         written = logs[0].stat().st_mtime_ns
@@ -170,8 +175,7 @@ async def test_a_killed_rollout_goes_on_from_the_record_alone(project: Project) 
         assert record.attempt is None
         assert uid in {item.uid for item in record.inventory}
         assert project.pushes() == 1
-        jobs = (await project.cluster.api.get(project.cluster.api.path("batch/v1", "jobs"))).body["items"]
-        assert len(jobs) == 1
+        assert len(await project.jobs()) == 1
 
 
 async def test_a_killed_restore_is_a_restore_again(project: Project) -> None:
@@ -207,8 +211,7 @@ async def test_a_newer_commit_takes_over_a_rollout_and_answers_for_it(project: P
         newest = project.commit({"manifests/b.yaml": None, "manifests/job.yaml": None, "manifests/c.yaml": None})
         await project.serves(newest)
         assert (await project.data("a"), await project.data("b")) == ({"k": "2"}, None)
-        jobs = (await project.cluster.api.get(project.cluster.api.path("batch/v1", "jobs"))).body["items"]
-        assert [each for each in jobs if "deletionTimestamp" not in each["metadata"]] == []
+        assert await project.jobs() == []
 
 
 def late(obj: Json) -> Json:
