@@ -9,7 +9,7 @@ import sys
 from tests.cluster.packages import PROGRAMS, PackageError, install
 
 DEMO = ("buildah", "busybox", "docker-registry", "git", "node", "podman", "runc")
-NEEDED = (*DEMO, "skopeo")
+NEEDED = (*DEMO, "openssl", "skopeo")
 
 
 def main(demo: bool) -> int:

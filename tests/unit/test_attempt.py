@@ -8,9 +8,13 @@ import pytest
 
 from gitsync.application import Application
 from gitsync.attempt import (
+    FREE_REPAIRS,
+    LONGEST_TRUCE,
     MOST_KEPT,
     MOST_QUARANTINED,
+    PEACE,
     Decision,
+    Fight,
     Handover,
     Prepared,
     approved,
@@ -451,3 +455,15 @@ async def test_a_handover_is_asked_for_once_and_for_all() -> None:
     handover.request()
     await handover.wait()
     assert handover.requested
+
+
+def test_a_fight_is_answered_ever_more_rarely_and_forgotten_in_peace() -> None:
+    fight, now, pauses = Fight(), 1000.0, list[float]()
+    for _ in range(14):
+        pauses.append(fight.due(now) - now)
+        now = fight.due(now)
+        fight.repaired(now)
+    assert pauses[:FREE_REPAIRS] == [0.0] * FREE_REPAIRS
+    assert pauses[FREE_REPAIRS : FREE_REPAIRS + 4] == [2.0, 4.0, 8.0, 16.0]
+    assert pauses[-1] == LONGEST_TRUCE
+    assert fight.due(now + PEACE + 1) == now + PEACE + 1

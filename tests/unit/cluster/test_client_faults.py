@@ -91,6 +91,7 @@ async def silence(request: Request) -> None:
         (409, failure(409, "AlreadyExists"), Conflict, "AlreadyExists"),
         (410, failure(410, "Expired"), Expired, "Expired"),
         (400, failure(400, "BadRequest"), Rejected, "Refused"),
+        (500, failure(500, "InternalError", "etcdserver: request timed out"), Transient, "InternalError"),
         *((403, failure(403, "Forbidden", text), Forbidden, "Forbidden") for text in NO_RIGHT),
         *((403, failure(403, "Forbidden", text), Rejected, "Forbidden") for text in DENIED),
         (403, failure(403, "Forbidden", "exceeded quota: q"), Waiting, "QuotaExceeded"),

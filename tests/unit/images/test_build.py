@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from gitsync.errors import BuildFailed, GitsyncError, Invalid, Transient, Waiting
-from gitsync.images import RegistryCredentials
+from gitsync.images import Images, RegistryCredentials
 from gitsync.images.buildah import Buildah
+from gitsync.images.builder import BuildRequest
 from gitsync.model import ImageSpec
 from tests.unit.images.support import HELLO, Bench, Repository, bench, processes
 
@@ -322,3 +323,30 @@ async def test_podman_builds_the_same_image(tmp_path: Path) -> None:
                 {"hello/Dockerfile": dockerfile(second, "RUN echo hi > /hi"), "hello/a": "a"}
             )
             assert (await second.ensure(copy)).images[0].built
+
+
+async def test_who_waited_for_a_turn_takes_what_another_replica_built_meanwhile(tmp_path: Path) -> None:
+    repo = repository(tmp_path)
+    async with bench(tmp_path) as b:
+        commit = await repo.commit({"hello/Dockerfile": dockerfile(b, "RUN echo built")})
+        await b.images._slots.acquire()
+        waiting = asyncio.create_task(b.ensure(commit))
+        asked = b.registry.requests("HEAD", "/manifests/gs-")
+        await until(lambda: b.registry.requests("HEAD", "/manifests/gs-") > asked)
+        async with Images(Buildah(tmp_path / "store"), tmp_path / "replica") as replica:
+            (theirs,) = (await replica.ensure(commit, [HELLO], to=b.to)).images
+        b.images._slots.release()
+        assert (await waiting).images[0].digest == theirs.digest
+        assert b.registry.requests("PUT", "/manifests/gs-") == 1
+
+
+async def test_what_the_registry_does_not_have_was_not_pushed(tmp_path: Path) -> None:
+    class Boastful(Buildah):
+        async def build(self, request: BuildRequest, log: Callable[[str], None]) -> str:
+            return "sha256:" + "0" * 64
+
+    repo = repository(tmp_path)
+    async with bench(tmp_path, Boastful(tmp_path / "store")) as b:
+        commit = await repo.commit({"hello/Dockerfile": dockerfile(b)})
+        with pytest.raises(Transient, match="the registry has nothing instead"):
+            await b.ensure(commit)

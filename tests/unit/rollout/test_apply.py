@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -277,3 +278,35 @@ async def test_a_replacement_is_tried_under_another_name(target: Target, namespa
     answer = await dry_run(target, [broken], replaces=[broken.ref])
     assert len(answer.refusals) == 1
     await cluster.delete(made.ref, made.uid)
+
+
+async def test_nothing_goes_into_a_namespace_before_it_is_open(
+    target: Target, cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{namespace}-late"
+    get, looks = cluster.get, 0
+
+    async def opens_late(ref: ObjectRef, **options: Any) -> Json | None:
+        nonlocal looks
+        live = await get(ref, **options)
+        if ref.kind != "Namespace" or live is None:
+            return live
+        looks += 1
+        assert await get(ObjectRef(version="v1", kind="ConfigMap", namespace=name, name="c")) is None
+        return (
+            live if looks > 2 else live | {"metadata": live["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}}
+        )
+
+    monkeypatch.setattr(cluster, "get", opens_late)
+    room = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    applied = await apply_wave(target, [change(target, config_map(name, "c")), change(target, room)])
+    assert looks == 3
+    assert [each.ref.kind for each in applied] == ["ConfigMap", "Namespace"]
+
+
+async def test_a_deletion_is_of_the_very_object(cluster: Cluster, namespace: str) -> None:
+    applied = await cluster.apply(config_map(namespace, "c"))
+    assert not await cluster.delete(applied.ref, "of-its-predecessor")
+    assert await cluster.get(applied.ref) == applied.object
+    assert await cluster.delete(applied.ref, applied.uid)
+    assert await cluster.get(applied.ref) is None

@@ -185,3 +185,23 @@ async def test_an_object_that_has_moved_to_another_application_stays_watched(clu
         await it.follower.forget(APP)
         await it.edit()
         await it.until(lambda: it.ref.key in it.follower.drifted("shop/other"))
+
+
+async def test_what_a_webhook_makes_of_a_repair_is_how_it_should_be(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        await it.heard(await it.edit())
+        it.follower.attend(APP)
+        await it.apply()
+        answer = await it.cluster.patch(it.ref, {"data": {"key": "as a webhook spells it"}})
+        it.follower.accept(it.ref, answer)
+        assert it.follower.equal(it.ref, answer)
+        await it.heard(str(answer["metadata"]["resourceVersion"]))
+        assert it.drift is None or getattr(it.drift, "unread", False)
+
+
+async def test_a_deletion_is_drift(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        live = await cluster.get(it.ref) or {}
+        await cluster.delete(it.ref, str(live["metadata"]["uid"]))
+        await it.until(lambda: it.drift is not None)
+        assert it.woken == 1

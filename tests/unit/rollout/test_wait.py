@@ -1,6 +1,7 @@
 """A wave is over when its pods serve; a failure is told from bad luck."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -202,3 +203,23 @@ async def test_a_server_that_cannot_be_read_is_no_verdict(
     monkeypatch.setattr(target.cluster, "pages", refuse)
     with pytest.raises(Transient, match="it is away"):
         await wait_healthy(target, [applied])
+
+
+async def test_what_happens_while_the_server_is_not_seen_counts_for_nothing(
+    target: Target, node: Node, namespace: str
+) -> None:
+    node.decide = lambda pod: status_of(pod, ready=False)
+    (applied,) = await apply_wave(target, [change(target, deployment(namespace, deadline=1))])
+    wait = watch._Wait(target, [applied], [applied], [], [applied.ref.key], 0.1, 3, lambda _: None)
+    await wait._prepare()
+    now = time.monotonic()
+    for watcher in wait._watchers:
+        watcher.stale_since = None
+    assert wait._evaluate(now) is None
+    wait._watchers[0].stale_since = now
+    assert wait._evaluate(now + 3600) is None, "it was blind for an hour"
+    wait._watchers[0].stale_since = None
+    assert wait._evaluate(now + 3601) is None, "the hour does not count"
+    outcome = wait._evaluate(now + 7300)
+    assert outcome is not None
+    assert outcome.verdict is not Verdict.HEALTHY
