@@ -27,15 +27,25 @@ class Before:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spaces:
-    """Inode numbers of the cluster's namespaces, as ``/proc/PID/ns/*`` shows them."""
+    """Inode numbers of the cluster's namespaces, as ``/proc/PID/ns/*`` shows them.
+
+    They are held open until ``close``: the kernel gives the number of a namespace that is gone to the next one, and a
+    stranger's process would look like one of the cluster's.
+    """
 
     net: str = ""
     pid: str = ""
-    mnt: str = ""
+    held: tuple[int, ...] = ()
 
     @staticmethod
     def of(pid: int) -> "Spaces":
-        return Spaces(**{kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("net", "pid", "mnt")})
+        held = tuple(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "pid"))
+        net, space = (os.readlink(f"/proc/self/fd/{each}") for each in held)
+        return Spaces(net=net, pid=space, held=held)
+
+    def close(self) -> None:
+        for each in self.held:
+            os.close(each)
 
 
 def survey() -> Before:
@@ -49,7 +59,7 @@ def processes(spaces: Spaces) -> dict[int, str]:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            for kind, wanted in (("net", spaces.net), ("pid", spaces.pid), ("mnt", spaces.mnt)):
+            for kind, wanted in (("net", spaces.net), ("pid", spaces.pid)):
                 if wanted and os.readlink(entry / "ns" / kind) == wanted:
                     found[int(entry.name)] = (entry / "comm").read_text().strip()
     return found

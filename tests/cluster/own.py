@@ -131,6 +131,7 @@ class OwnCluster:
         if self.work_dir.exists():
             shutil.rmtree(self.work_dir)
         left = leftovers.check(self._cgroups, self.work_dir, self._spaces, self._before)
+        self._forget_spaces()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -318,7 +319,8 @@ class OwnCluster:
             leftovers.remove_cgroups(root)
         if self.work_dir.exists():
             shutil.rmtree(self.work_dir)
-        self._spaces, self._cgroups = leftovers.Spaces(), []
+        self._forget_spaces()
+        self._cgroups = []
 
     def _write_files(self) -> None:
         work = self.work_dir
@@ -411,6 +413,10 @@ class OwnCluster:
             if role == "run":
                 return pid
         raise ClusterError(f"the cluster {self.name} is not running")
+
+    def _forget_spaces(self) -> None:
+        self._spaces.close()
+        self._spaces = leftovers.Spaces()
 
     def _kill(self) -> None:
         for pid in self._holders():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.e2e.world import Json, Project, World
+from tests.e2e.world import Json, Project, World, eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -12,7 +12,7 @@ PORT = 30090
 
 
 def service(name: str) -> str:
-    spec = {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "nodePort": PORT}]}
+    spec = {"type": "NodePort", "ports": [{"port": 80, "nodePort": PORT}]}
     return json.dumps({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}) + "\n"
 
 
@@ -51,8 +51,8 @@ def test_a_node_port_passes_to_another_name_if_that_is_accepted_and_comes_back(w
         assert holders(project) == {"old": PORT}
 
         project.follow(sync={"acceptInterruption": True})
+        eventually(lambda: holders(project) == {"new": PORT}, "the new one has the port", seconds=60)
         status = project.wait_for(renamed)
-        assert holders(project) == {"new": PORT}
         assert "handed-over" in {finding["rule"] for finding in status["findings"]}
 
         broken = push(project, "newest", crashing())
