@@ -36,7 +36,7 @@ test: install ## unit, contract and sandbox tests: real git, builds, registry, c
 e2e: install ## the promises on a real Kubernetes in a network namespace of its own
 	$(BIN)/python -m tests.e2e $(ARGS)
 
-faults: install ## the same with processes killed and the network cut; longer than make e2e
+faults: install ## of make e2e, those with processes killed and the network cut
 	$(BIN)/python -m tests.e2e tests/faults $(ARGS)
 
 bench: install ## benchmarks as ratios against peers, into reports/

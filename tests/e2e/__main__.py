@@ -1,4 +1,4 @@
-"""``python -m tests.e2e [pytest's arguments]``, also known as ``make e2e`` and ``make faults``: on a real Kubernetes.
+"""``python -m tests.e2e [pytest's arguments]``, also known as ``make e2e``: all tests on a real Kubernetes.
 
 On a new machine it installs system packages (Debian, as root), compiles Kubernetes once, assembles base images and
 builds gitsync's own image; all of that is kept outside the tree. Then it runs the tests. One that is skipped counts as
@@ -14,7 +14,7 @@ import pytest
 from tests.cluster import baseimages, binaries, packages
 from tests.e2e import world
 
-_PLACES = ("tests/e2e",)
+_PLACES = ("tests/e2e", "tests/faults")
 _OPTIONS = ("--durations=15", "--durations-min=1", "--color=yes" if sys.stdout.isatty() else "--color=no", "-v")
 
 

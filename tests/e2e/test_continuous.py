@@ -28,7 +28,7 @@ from tests.contract.client import MERGE, STRATEGIC, Access, Api
 from tests.e2e import outside
 from tests.e2e.world import SERVICE, Json, Project, World, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long]
+pytestmark = pytest.mark.e2e
 
 CONFIGS = 40
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"

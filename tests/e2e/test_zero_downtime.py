@@ -25,7 +25,7 @@ from tests.cluster import Cluster, OwnCluster, load, packages
 from tests.e2e.outside import pods, service_url
 from tests.e2e.world import ROOT, Project, World, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long]
+pytestmark = pytest.mark.e2e
 
 REPORTS = ROOT / "reports"
 CONTROL = Path(__file__).parent / "zero_downtime" / "control.patch"
