@@ -23,6 +23,12 @@ Json = dict[str, Any]
 OWNER_LABEL = "gitsync.sandbox"
 _LIMITS = ("--ulimit", "nofile=1024:4096", "--ulimit", "nproc=1024:4096")
 _OUTPUT = 4 << 20
+_TIE = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):  # else it died before we asked to be told
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class EngineError(Exception):
@@ -38,6 +44,13 @@ def find(wanted: str = "") -> str:
         f"{wanted or 'neither podman nor docker'} {'is not' if wanted else 'is'} on PATH: install podman "
         "(https://podman.io) or docker, or start the sandbox with engine 'none' to have the API alone"
     )
+
+
+def tied(*command: str) -> list[str]:
+    """The command as one that dies with this process, however that ends. Elsewhere than on Linux: as it is."""
+    if sys.platform != "linux":
+        return [*command]
+    return [sys.executable, "-I", "-S", "-c", _TIE, str(os.getpid()), *command]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,11 +194,7 @@ class Engine:
         filters = ["--filter", f"label={self._label}", "--filter", "event=die" if not self.podman else "event=died"]
         template = "{{.ID}}"
         process = await asyncio.create_subprocess_exec(
-            self._path,
-            "events",
-            *filters,
-            "--format",
-            template,
+            *tied(self._path, "events", *filters, "--format", template),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -219,10 +228,7 @@ class Engine:
     async def logs(self, container: str, args: Sequence[str]) -> AsyncIterator[bytes]:
         """Both streams of a container's output, as they come."""
         process = await asyncio.create_subprocess_exec(
-            self._path,
-            "logs",
-            *args,
-            container,
+            *tied(self._path, "logs", *args, container),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

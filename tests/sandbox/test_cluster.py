@@ -1,8 +1,10 @@
 """The sandbox itself: what it leaves behind (nothing), what it finds of a killed one, and how it works elsewhere."""
 
 import asyncio
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +58,19 @@ def _mounts_and_rules() -> list[str]:
     return lines
 
 
+def children(parent: int) -> list[int]:
+    """Processes whose parent it is."""
+    return [
+        int(number) for path in Path(f"/proc/{parent}/task").glob("*/children") for number in path.read_text().split()
+    ]
+
+
+def lives(number: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 async def test_a_killed_sandbox_is_cleaned_up_by_the_next(image: str, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     script = f"""
@@ -81,11 +96,23 @@ asyncio.run(main())
     async with asyncio.timeout(60):
         assert await process.stdout.readline() == b"up\n"
     assert len(containers(killed)) == 1
+    follow = await asyncio.create_subprocess_exec(
+        *(str(shutil.which("kubectl")), "--kubeconfig", str(killed / "kubeconfig"), "--namespace", "killed"),
+        *("logs", "--follow", "deployment/web"), stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
     async with start(tmp_path / "neighbour"):  # somebody else's start leaves the living alone
         assert len(containers(killed)) == 1
+        async with asyncio.timeout(20):
+            while len(children(process.pid)) < 2:  # for events, and for the log
+                await asyncio.sleep(0.05)
+        helpers = children(process.pid)
         process.send_signal(signal.SIGKILL)
         await process.wait()
+        async with asyncio.timeout(10):
+            while any(map(lives, helpers)):
+                await asyncio.sleep(0.05)
         assert len(containers(killed)) == 1
+    await follow.wait()
     async with start(tmp_path / "next"):
         assert containers(killed) == []
 

@@ -79,9 +79,7 @@ async def test_a_commit_that_fails_goes_back_whole_and_is_not_tried_again(projec
         assert [entry["revision"].rpartition(":")[2] for entry in status["quarantined"]] == [bad]
         assert (await project.data("settings"), await project.data("new")) == ({"mode": "one"}, None)
         assert await project.cluster.get("configmaps", "old") == old, "a failed wave has pruned"
-        assert [name for name in await project.jobs() if "after" in name] == [], (
-            "the next wave was sent"
-        )
+        assert [name for name in await project.jobs() if "after" in name] == [], "the next wave was sent"
         assert set((await project.pods()).values()) == set(pods.values()), "not all of it went back"
         generation = (await project.cluster.get("deployments", "web", "apps/v1"))["metadata"]["generation"]
         assert [entry.outcome for entry in (await project.record()).history] == ["Restored", "Deployed"]
