@@ -199,7 +199,12 @@ class Service:
             self._observed,
             namespace=self.settings.namespace or self.settings.application.partition("/")[0],
         )
-        async with self.pipeline.follower, Scheduler(self.pipeline) as scheduler, asyncio.TaskGroup() as group:
+        async with (
+            self.pipeline.follower,
+            self._term(),
+            Scheduler(self.pipeline) as scheduler,
+            asyncio.TaskGroup() as group,
+        ):
             self._scheduler, self._watcher = scheduler, watcher
             watching = group.create_task(watcher.run(), name=f"watch {PLURAL}")
             try:
@@ -207,6 +212,18 @@ class Service:
             finally:
                 self._scheduler = self._watcher = None
                 watching.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _term(self) -> AsyncGenerator[None]:
+        """What this process knows holds while nobody else may write: its next term, if any, begins with nothing."""
+        try:
+            yield
+        finally:
+            for key in tuple(self.parsed):
+                await self.pipeline.forget(key)
+                self._reporter.forget(key)
+            self.parsed.clear()
+            self._looked.clear()
 
     def _observed(self, observed: Observed) -> None:
         """One Application changed or went. A malformed one is told about and stops nothing else."""

@@ -143,6 +143,17 @@ def frozen_leader(rig: Rig, report: Report, point: str) -> None:
             assert turns in (["one", "two"], ["one"]), turns
             assert holder(case) == "two"
             case.check_whole(sha)
+        with report.scenario("one writer", f"frozen at {point}, it leads again when the other is gone") as row:
+            other.kill()
+            case.sample.version = "3"
+            sha = case.push()
+            began = time.monotonic()
+            case.served(sha)
+            row["served_after"] = seconds_since(began)
+            assert holder(case) == "one"
+            assert frozen.running
+            case.check_whole(sha)
+            case.check_sample()
         case.check_built_once()
 
 
