@@ -118,18 +118,18 @@ def image_pull_refused(rig: Rig, report: Report) -> None:
         wait_out(case, row, sha, lambda: case.kubectl("apply", "-f", "-", stdin=json.dumps(kept)), "ImagePull")
 
 
-def with_account(case: Case) -> Callable[[], object]:
-    """Its objects are applied with an account's rights. Returns what grants the right to write, which can be taken."""
+def with_account(case: Case) -> Callable[[str], object]:
+    """Its objects are applied with an account's rights. Returns what grants those to read or to write, both given."""
     for name, verbs in {"reads": "get,list,watch", "writes": "create,update,patch,delete"}.items():
         case.kubectl("create", "role", name, f"--verb={verbs}", "--resource=*.*")
     case.kubectl("create", "serviceaccount", "deployer")
     subject = f"--serviceaccount={case.namespace}:deployer"
-    case.kubectl("create", "rolebinding", "reads", "--role=reads", subject)
 
-    def grant() -> object:
-        return case.kubectl("create", "rolebinding", "writes", "--role=writes", subject)
+    def grant(name: str) -> object:
+        return case.kubectl("create", "rolebinding", name, f"--role={name}", subject)
 
-    grant()
+    for name in ("reads", "writes"):
+        grant(name)
     case.follow(sync={"serviceAccountName": "deployer"})
     return grant
 
@@ -149,7 +149,16 @@ def rights_revoked(rig: Rig, report: Report) -> None:
         with report.scenario(PROMISE, "rights revoked between the dry run and the first write") as row:
             sha = case.push()
             take_right_at(case, "record.saved")
-            wait_out(case, row, sha, grant, 'deployer" cannot patch resource', tries=2)
+            wait_out(case, row, sha, lambda: grant("writes"), 'deployer" cannot patch resource', tries=2)
+        with report.scenario(PROMISE, "rights to read revoked: what cannot be listed is not gone") as row:
+            case.sample.version, case.sample.maps, before = "1", {}, set(case.labelled())
+            case.kubectl("delete", "rolebinding", "reads")
+
+            def heal() -> None:
+                assert set(case.labelled()) == before
+                grant("reads")
+
+            wait_out(case, row, case.push("One object less"), heal, 'deployer" cannot', tries=2)
         case.end()
         with report.scenario(PROMISE, "rights revoked before a restore") as row:
             good, kept = case.good, (case.sample.command, case.sample.version)
@@ -161,7 +170,7 @@ def rights_revoked(rig: Rig, report: Report) -> None:
             row["says"] = case.until(lambda: words in str(case.condition("Ready")["message"]) and words, "it says so")
             attempt = case.record().attempt
             assert attempt is not None, "it counts as restored"
-            grant()
+            grant("writes")
             began = time.monotonic()
             case.until(lambda: case.record().attempt is None, "it is restored")
             row["restored_after"] = seconds_since(began)
