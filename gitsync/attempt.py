@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import posixpath
+import secrets
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -188,6 +189,7 @@ class Index:
 @dataclass(slots=True)
 class Memory:
     record: Record | None = None
+    seed: str = field(default_factory=lambda: secrets.token_hex(16))  # for a Record that has none yet
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while the Record is written, by either lane
     decided: Decision | None = None
     following: bool = False  # the last good state serves, and watches tell when it changes

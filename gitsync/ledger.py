@@ -68,13 +68,13 @@ class Ledger:
         """The Record as it is stored: from memory if this process knows, else read."""
         if memory.record is None:
             async with memory.writing:
-                memory.record = memory.record or await self._tools.records.load(application.ref)
+                memory.record = memory.record or await self._load(application, memory)
         return memory.record
 
     async def save(self, application: Application, memory: Memory, change: Callable[[Record], Record]) -> Record:
         """Store what ``change`` makes of the Record as it is now. Both lanes write it, one after the other."""
         async with memory.writing:
-            before = memory.record or await self._tools.records.load(application.ref)
+            before = memory.record or await self._load(application, memory)
             after = change(before)
             if after == before:
                 memory.record = before
@@ -82,6 +82,10 @@ class Ledger:
             memory.record = None  # until the answer: what is stored is not known
             memory.record = await self._tools.records.save(after, owner_uid=application.uid)
             return memory.record
+
+    async def _load(self, application: Application, memory: Memory) -> Record:
+        record = await self._tools.records.load(application.ref)
+        return record if record.seed else replace(record, seed=memory.seed)
 
     async def remember(
         self,

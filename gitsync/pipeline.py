@@ -170,7 +170,7 @@ class Pipeline:
             snapshot = await self._tools.source.snapshot(revision)
         self._tools.reporter.observe(application, suspended=False)
         async with run.stage(Stage.RENDER):
-            desired = await self._preparing.render(application, snapshot)
+            desired = await self._preparing.render(application, record, snapshot)
         async with run.stage(Stage.IMAGES):
             images = await self._preparing.build(application, memory, record, snapshot, desired, run)
             pinned = name_jobs(pin(desired, {image.name: image.reference for image in images.images}))

@@ -139,7 +139,7 @@ class Preparing:
                 reason="UnrelatedHistory",
             )
 
-    async def render(self, application: Application, snapshot: Snapshot) -> Desired:
+    async def render(self, application: Application, record: Record, snapshot: Snapshot) -> Desired:
         path = application.spec.source.path or manifests_path(snapshot)
         options = RenderOptions(
             reader=self._tools.reader, release=application.name, namespace=application.target_namespace
@@ -148,7 +148,7 @@ class Preparing:
         scopes = await self._scopes(application, desired)
         return stamp(
             with_namespace(desired, application.target_namespace, lambda ref: scopes[ref.group, ref.kind]),
-            key=application.key.encode()[:64],
+            key=record.seed.encode(),
         )
 
     async def _scopes(self, application: Application, desired: Desired) -> Mapping[tuple[str, str], bool]:
@@ -217,7 +217,7 @@ class Preparing:
         """What the newest commit would change, without building, writing or remembering anything."""
         record = await self._tools.records.load(application.ref)
         snapshot = await self._tools.source.snapshot(await self.fetch(application))
-        desired = await self.render(application, snapshot)
+        desired = await self.render(application, record, snapshot)
         specs = self._specs(application, snapshot, desired)
         to = await self._destination(application)
         images = await self._tools.images.found(snapshot, specs, to=to, bases=record.bases)

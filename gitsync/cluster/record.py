@@ -153,6 +153,7 @@ class Record:
     history: tuple[HistoryEntry, ...] = ()  # newest first
     bases: Mapping[str, str] = field(default_factory=_empty)  # locked base images: name → digest
     approvals: tuple[str, ...] = ()  # revisions (sha) whose held deletions were approved
+    seed: str = ""  # keys the digests of configuration on pod templates: whoever reads those must not guess a Secret
     stored: Stored = Stored()
 
 

@@ -245,13 +245,17 @@ async def test_only_what_was_made_here_is_pruned_and_much_only_if_approved(proje
 
 
 async def test_drift_is_put_back_and_blamed_and_nothing_else_is_touched(project: Project) -> None:
-    scaled = deployment("scaled", "localhost/gitsync/sandbox-test:1", "sleep 600")
+    scaled = {"apiVersion": "apps/v1"} | deployment("scaled", "localhost/gitsync/sandbox-test:1", "sleep 600")
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "scaled"}
     scaler = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "scaled"},
               "spec": {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": 3}}  # fmt: skip
+    made = await project.cluster.api.post(
+        project.cluster.api.path("autoscaling/v2", "horizontalpodautoscalers"), scaler
+    )
+    assert made.code == 201, made.text
     first = project.commit(
         {"manifests/a.yaml": config_map("a", k="1"), "manifests/b.yaml": config_map("b", k="1")}
-        | {"manifests/scaled.yaml": {"apiVersion": "apps/v1"} | scaled, "manifests/scaler.yaml": scaler}
+        | {"manifests/scaled.yaml": scaled}
     )
     await project.follow()
     api = project.cluster.api
@@ -268,7 +272,8 @@ async def test_drift_is_put_back_and_blamed_and_nothing_else_is_touched(project:
             while not any("data.k (mallory" in each for each in await project.events()):
                 await asyncio.sleep(0.1)
         assert (await project.cluster.get("deployments", "scaled", "apps/v1"))["spec"]["replicas"] == 2
-        changed = project.commit({"manifests/a.yaml": config_map("a", k="2")})
+        scaled["metadata"]["annotations"] = {"changed": "yes"}
+        changed = project.commit({"manifests/scaled.yaml": scaled})
         await project.serves(changed)
         assert (await project.cluster.get("deployments", "scaled", "apps/v1"))["spec"]["replicas"] == 2
 
@@ -342,3 +347,29 @@ async def test_an_application_that_goes_leaves_or_takes_its_objects_as_it_says(p
         await project.cluster.api.delete(path)
         await project.cluster.gone("applications", "shop", "gitsync.dev/v1alpha1")
         assert await project.data("a") == {"k": "1"}
+
+
+async def test_the_digest_of_a_secret_is_keyed_by_a_secret_that_lasts(project: Project) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "pin"}, "stringData": {"pin": "1234"}}
+    reader = {"apiVersion": "apps/v1"} | deployment("reader", "web", "true")
+    reader["spec"]["replicas"] = 0
+    pod = reader["spec"]["template"]["spec"]
+    pod["containers"][0]["envFrom"] = [{"secretRef": {"name": "pin"}}]
+
+    async def stamped() -> str:
+        live = await project.cluster.get("deployments", "reader", "apps/v1")
+        return live["spec"]["template"]["metadata"]["annotations"]["gitsync.dev/config-digest"]
+
+    first = project.commit({"manifests/secret.yaml": secret, "manifests/reader.yaml": reader})
+    await project.follow()
+    async with project.gitsync():
+        await project.serves(first)
+    digest, seed = await stamped(), (await project.record()).seed
+    assert len(seed) == 32
+    assert digest
+    async with project.gitsync():  # which remembers nothing
+        await project.serves(project.commit({"README.md": "Nothing new"}))
+    assert (await stamped(), (await project.record()).seed) == (digest, seed)
+    async with project.gitsync():
+        await project.serves(project.commit({"manifests/secret.yaml": secret | {"stringData": {"pin": "4321"}}}))
+    assert await stamped() != digest
