@@ -17,6 +17,7 @@ import ssl
 import sys
 import tempfile
 import time
+from asyncio import sslproto
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -65,6 +66,9 @@ ERROR_LIMIT = 256 << 10
 
 _STRICT = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+# A buffer of this size stands by for every TLS connection, and each watch has one. A record holds 16 KiB.
+sslproto.SSLProtocol.max_size = 64 << 10
+
 _TOKEN_AGE = 60.0  # seconds after which a token file is read again; bound tokens rotate within the hour
 
 

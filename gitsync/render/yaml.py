@@ -158,10 +158,15 @@ def parse(data: bytes) -> Parsed:
     text = _decode(data)
     found = [document for document in _documents(text) if document[0] is not None]
     return Parsed(
-        values=orjson.dumps([value for value, _, _, _ in found]),
+        values=_dumps([value for value, _, _, _ in found]),
         places=tuple((line, column) for _, line, column, _ in found),
-        tables=tuple(orjson.dumps(table) for _, _, _, table in found),
+        tables=tuple(_dumps(table) for _, _, _, table in found),
     )
+
+
+def _dumps(value: Any) -> bytes:
+    """JSON in as many bytes as it has: orjson's own take kilobytes for as long as they are kept."""
+    return bytes(memoryview(orjson.dumps(value)))
 
 
 def load(data: bytes, origin: Origin) -> list[Document]:

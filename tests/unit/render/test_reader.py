@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from gitsync.errors import Invalid
 from gitsync.model import Origin
 from gitsync.render.reader import IN_PROCESS, Reader
 from gitsync.render.workers import Failed, Workers
-from gitsync.render.yaml import Parsed
+from gitsync.render.yaml import Parsed, parse
 
 NOWHERE = Origin(repository="https://git.example.test/shop.git", sha="b" * 40)
 SLOW = b"a: [" + b"{}," * 1_000_000 + b"]\n"  # about two seconds of parsing
@@ -161,3 +162,13 @@ async def test_many_files_are_shared_out_and_keep_their_order() -> None:
         found = await reader.documents(files, NOWHERE)
     assert list(found) == list(files)
     assert [documents[0].value["number"] for documents, _ in found.values()] == list(range(600))
+
+
+def test_what_is_kept_of_a_small_file_takes_little() -> None:
+    tracemalloc.start()
+    try:
+        kept = [parse(b"a: {b: 1}\n") for _ in range(100)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 100 * 1000, f"{taken} bytes for {len(kept)} files"
