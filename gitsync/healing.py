@@ -13,8 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+import orjson
+
 from gitsync.application import Application
 from gitsync.attempt import Fight, Index, Memory, Prepared, decision_of, followed
+from gitsync.cluster.cache import digest_of
 from gitsync.cluster.record import GoodState, Look
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import (
@@ -87,7 +90,8 @@ class Healing:
             key = ObjectRef.of(obj).key
             scaled, live = key in prepared.target.autoscaled, memory.replies.get(key) or prepared.live.get(key)
             fields = _fields(without_replicas(obj) if scaled else obj, live) if live is not None else ""
-            found.append(Look(fields=fields, scaled=scaled))
+            whole = digest_of(orjson.dumps(live)).hex() if live is not None else ""
+            found.append(Look(fields=fields, scaled=scaled, whole=whole))
         return tuple(found)
 
     async def follow(self, prepared: Prepared, memory: Memory, looks: Sequence[Look]) -> None:
@@ -127,7 +131,8 @@ class Healing:
             if followed(obj):
                 sent = without_replicas(obj) if look.scaled else obj
                 version = str(part(reply, "metadata").get("resourceVersion", ""))
-                wanted.append(Followed(ref=ref, sent=sent, fields=look.fields, version=version))
+                whole = bytes.fromhex(look.whole)
+                wanted.append(Followed(ref=ref, sent=sent, fields=look.fields, version=version, whole=whole))
         account = self._preparing.target(application).impersonate
         await self.follower.follow(application.key, wanted, impersonate=account)
 

@@ -57,11 +57,13 @@ def _empty() -> Mapping[str, str]:
 class Look:
     """How the server had one object when it was delivered: a digest of the fields that were sent (``owned_digest``).
 
-    ``scaled``: without the replicas, which are an autoscaler's.
+    ``scaled``: without the replicas, which are an autoscaler's. ``whole``: of all that anybody wants of it
+    (``cluster.cache.digest_of``); while that is the same, a fresh process need not look into the object.
     """
 
     fields: str
     scaled: bool = False
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

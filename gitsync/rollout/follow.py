@@ -53,13 +53,15 @@ class Drift:
 class Followed:
     """One object to follow. ``fields`` is the fingerprint of how it is right; "": as it is seen first.
 
-    ``version`` is the resource version that has these fields, if that is known.
+    ``version`` is the resource version that has these fields, if that is known. ``whole`` is the digest of an object
+    that has them (``cluster.cache``): one that looks like that is not looked into.
     """
 
     ref: ObjectRef
     sent: Json
     fields: str = ""
     version: str = ""
+    whole: bytes = b""
 
 
 @dataclass(slots=True)
@@ -138,9 +140,10 @@ class Follower:
         unread: dict[Key, Drift] = {}
         for each in objects:
             ref = each.ref
-            wanted[ref.key] = expected = _Expected(owner, ref, each.sent, each.fields)
+            wanted[ref.key] = expected = _Expected(owner, ref, each.sent, each.fields, each.whole)
             if each.version and self._overtaken(impersonate, ref, each.version):
                 unread[ref.key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
+                expected.seen = b""
             if former := self._expected.get(ref.key):
                 expected.heard = former.heard[-1:]
         for key in self._owned.get(owner, set()) - wanted.keys():
@@ -232,7 +235,8 @@ class Follower:
             if gates(expected.ref):
                 self._judge(expected, None)
             return
-        if seen.entry.digest == expected.seen and not gates(expected.ref):
+        # What has no status is as healthy as it was.
+        if seen.entry.digest == expected.seen and not (gates(expected.ref) and b'"status"' in seen.raw):
             return
         live: Json = {"apiVersion": expected.ref.api_version, "kind": kind} | orjson.loads(seen.raw)
         if seen.entry.digest != expected.seen:
@@ -304,9 +308,10 @@ class Follower:
         watched = self._watched[place]
         for owner in watched.users:
             for key in self._owned.get(owner, ()):
+                if key[:3] != (group, kind, namespace) or key[2:] in watched.watcher.entries:
+                    continue
                 ref = self._expected[key].ref if key in self._expected else None
-                here = ref and (ref.group, ref.version, ref.kind, ref.namespace) == (group, version, kind, namespace)
-                if ref and here and (namespace, ref.name) not in watched.watcher.entries:
+                if ref and ref.version == version:
                     self._drifted.setdefault(owner, {})[key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
                     self._on_drift(owner)
 

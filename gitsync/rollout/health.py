@@ -118,16 +118,24 @@ _WORDS: dict[type, str] = {
 def _at(obj: Json, path: str) -> Any:
     """The value at a dotted path, ``None`` where any step is absent or null."""
     value: Any = obj
-    walked: list[str] = []
     for key in path.split("."):
         if value is None:
             return None
         if not isinstance(value, dict):
-            where = ".".join(walked) or "the object"
-            raise _MalformedError(f"{where} is {_word(cast(object, value))}, expected an object")
-        value = cast(Json, value).get(key)
+            raise _MalformedError(f"{_above(obj, path)} is {_word(cast(object, value))}, expected an object")
+        value = value.get(key)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - a cast costs more
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _above(obj: Any, path: str) -> str:
+    """The first step of a path that is no object."""
+    walked: list[str] = []
+    for key in path.split("."):
+        if not isinstance(obj, dict):
+            break
+        obj = cast(Json, obj).get(key)
         walked.append(key)
-    return value
+    return ".".join(walked) or "the object"
 
 
 def _word(value: object) -> str:

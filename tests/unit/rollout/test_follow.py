@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
+import orjson
 import pytest
 
+from gitsync.cluster.cache import digest_of
 from gitsync.cluster.client import Cluster
 from gitsync.model import LABEL_APPLICATION, Health, Json, ObjectRef
 from gitsync.plan.diff import owned_digest
@@ -205,3 +207,28 @@ async def test_a_deletion_is_drift(cluster: Cluster, namespace: str) -> None:
         await cluster.delete(it.ref, str(live["metadata"]["uid"]))
         await it.until(lambda: it.drift is not None)
         assert it.woken == 1
+
+
+async def test_an_object_that_is_wholly_as_it_was_is_not_looked_into(cluster: Cluster, namespace: str) -> None:
+    it = Case(cluster, namespace)
+    reply = await it.apply()
+    looked: list[str] = []
+
+    def fingerprint(sent: Json, live: Json) -> str:
+        looked.append(live["metadata"]["resourceVersion"])
+        return owned_digest(sent, live)
+
+    def ignore(*_: object) -> None: ...
+
+    followed = Followed(
+        ref=it.ref, sent=it.sent, fields=owned_digest(it.sent, reply), whole=digest_of(orjson.dumps(reply))
+    )
+    async with Follower(cluster, fingerprint, on_drift=ignore, on_health=ignore) as it.follower:
+        await it.follower.follow(APP, [followed])
+        (watched,) = it.follower._watched.values()
+        await watched.watcher.synced.wait()
+        assert (looked, it.drift) == ([], None)
+        version = await it.edit()
+        await it.heard(version)
+        assert looked == [version]
+        assert it.drift is not None
