@@ -133,7 +133,8 @@ async def _child(folder: Path, kubectl: Path, etcd_port: int) -> None:
             parts: dict[str, float] = {}
             prepared = await made.pipeline.prepare(parsed.key, Target())
             parts["until it is decided"] = time.perf_counter() - began
-            await made.pipeline.follower.caught_up(parsed.key)
+            for watched in made.pipeline.follower._watched.values():
+                await watched.watcher.synced.wait()
             parts["processor"] = time.process_time() - used
             seconds = time.perf_counter() - began
             assert prepared is None, "something was to be done"
