@@ -32,7 +32,7 @@ from gitsync.attempt import (
 )
 from gitsync.cluster.record import Record
 from gitsync.delivering import Delivering
-from gitsync.errors import Held, Invalid, Waiting
+from gitsync.errors import Held, Invalid, Transient, Waiting
 from gitsync.healing import Healing
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import Json, Plan, Stage
@@ -199,6 +199,10 @@ class Pipeline:
                 prepared.application, memory, run, error, decision=prepared.decision, digest=prepared.digest
             )
             return Outcome()
+        except Transient:
+            if prepared.abandons is not None:
+                memory.decided = None  # what was begun is still to be taken back
+            raise
         finally:
             memory.applying = None
 
@@ -238,7 +242,8 @@ class Pipeline:
                         reason="RolloutWaits",
                     )
                 if verdict.verdict is Verdict.FAILED:
-                    bad = ": ".join(filter(None, (placed(prepared.plan, verdict.ref), verdict.message)))
+                    place = placed(prepared.plan, verdict.ref, verdict.container, verdict.field)
+                    bad = ": ".join(filter(None, (place, verdict.message)))
                     break
         if bad:
             return await self._delivering.restore(prepared, memory, run, handover, bad)
