@@ -25,6 +25,7 @@ from gitsync.report.redact import Redactor
 
 log = structlog.get_logger(__name__)
 
+_SOON = 0.05  # seconds until a status is written: it can wait for what a commit waits for, and first words rarely last
 _QUIET = 0.2  # seconds between two writes of one status: stages of an attempt follow each other faster
 _FLUSH = 10.0  # seconds that a stopping process waits for its last words
 
@@ -184,6 +185,7 @@ class Reporter:
     async def _write(self, said: Said) -> None:
         """Write until what was written is what was last said. One at a time per Application; the newest wins."""
         delay = _QUIET
+        await asyncio.sleep(_SOON)
         while said.changed.is_set():
             said.changed.clear()
             try:

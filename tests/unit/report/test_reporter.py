@@ -46,3 +46,16 @@ async def test_no_error_silences_an_application() -> None:
         async with asyncio.timeout(10):
             await sink.taken.wait()
     assert [status["sync"] for status in sink.statuses] == ["Synced"]
+
+
+async def test_what_is_said_in_quick_succession_is_written_once() -> None:
+    sink = Sink()
+    async with Reporter(sink, metrics=Metrics(), redactor=Redactor(), instance="test") as reporter:
+        reporter.observe(APPLICATION, sync=SyncStatus.OUT_OF_SYNC)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not sink.statuses  # a commit goes first
+        reporter.observe(APPLICATION, sync=SyncStatus.SYNCED)
+        async with asyncio.timeout(10):
+            await sink.taken.wait()
+    assert [status["sync"] for status in sink.statuses] == ["Synced"]
