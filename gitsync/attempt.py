@@ -45,7 +45,7 @@ from gitsync.model import (
 )
 from gitsync.plan import lint
 from gitsync.rollout.follow import Drift
-from gitsync.rollout.target import Key, Place, place_of
+from gitsync.rollout.target import Key, Place, part, place_of
 from gitsync.rollout.target import Target as ClusterTarget
 from gitsync.source import Ref
 
@@ -482,10 +482,28 @@ def summary(planned: Plan) -> str:
     return ", ".join(parts)
 
 
-def placed(planned: Plan, ref: ObjectRef | None) -> str:
-    """``Deployment/shop/web (shop@3f2a1b0 manifests/web.yaml:1)``, as far as it is known; "" without an object."""
-    origin = next((each.manifest.origin for each in planned.changes if ref and each.manifest.ref.key == ref.key), None)
-    return f"{ref} ({origin})" if str(origin or "") else str(ref or "")
+def placed(planned: Plan, ref: ObjectRef | None, container: str = "", field: str = "") -> str:
+    """``Deployment/shop/web (shop@3f2a1b0 manifests/web.yaml:1)``, as far as it is known; "" without an object.
+
+    ``container`` and ``field``: what of it the place is to be of.
+    """
+    found = next((each.manifest for each in planned.changes if ref and each.manifest.ref.key == ref.key), None)
+    if found is None:
+        return str(ref or "")
+    path = _container_path(found.object, container) if container else ""
+    origin = found.at(f"{path}.{field}".rstrip(".")) if path else found.origin
+    return f"{ref} ({origin})" if str(origin) else str(ref)
+
+
+def _container_path(obj: Json, name: str) -> str:
+    """Where an object's pods have the container; "" if it is none of git's."""
+    for path in (("spec", "template", "spec"), ("spec",), ("spec", "jobTemplate", "spec", "template", "spec")):
+        for listed in ("containers", "initContainers"):
+            containers: list[Json] = part(obj, *path).get(listed) or []
+            for index, each in enumerate(containers):
+                if each.get("name") == name:
+                    return f"{'.'.join(path)}.{listed}[{index}]"
+    return ""
 
 
 def settled(prepared: Prepared) -> str:

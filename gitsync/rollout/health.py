@@ -607,12 +607,17 @@ class Blame(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Why pods are not ready. ``conclusive``: more time cannot help; otherwise it counts only at the deadline."""
+    """Why pods are not ready. ``conclusive``: more time cannot help; otherwise it counts only at the deadline.
+
+    ``container`` and ``field`` ("readinessProbe") say what of the pod's spec speaks so, where that is known.
+    """
 
     blame: Blame
     message: str = ""
     conclusive: bool = False
     pod: str = ""
+    container: str = ""
+    field: str = ""
     restarts: int = 0  # the most that one container of the blamed pod has had
 
 
@@ -698,7 +703,11 @@ def _evidence(pod: Json, ours: Collection[tuple[str, str, str, str]]) -> list[Ex
     if _is(scheduled, "False"):
         return [_blamed(Blame.LUCK, f"has no node: {_why(scheduled)}")]
     statuses = _container_statuses(pod)
-    found = [each for status in statuses for each in _container_evidence(pod, status, ours)]
+    found = [
+        replace(each, container=_text(status, "name"))
+        for status in statuses
+        for each in _container_evidence(pod, status, ours)
+    ]
     if found or _text(pod, "status.phase") == "Succeeded":
         return found
     running = [status for status in statuses if _at(status, "state.running") is not None]
@@ -770,7 +779,8 @@ def _probe_evidence(pod: Json, running: list[Json], conditions: dict[str, Json])
         restarts = _int(status, "restartCount")
         for probe, applies in (("startupProbe", _at(status, "started") is False), ("readinessProbe", True)):
             if applies and _map(container, probe):
-                return [_blamed(Blame.COMMIT, f"container {name}: its {probe} does not pass", restarts=restarts)]
+                found = _blamed(Blame.COMMIT, f"container {name}: its {probe} does not pass", restarts=restarts)
+                return [replace(found, container=name, field=probe)]
         # Without a probe the kubelet or the node, not the container, has the say.
         return [_blamed(Blame.LUCK, f"container {name}: not ready, {_why(conditions.get('Ready'))}", restarts=restarts)]
     gates_open = [_text(gate, "conditionType") for gate in _objects(pod, "spec.readinessGates")]

@@ -64,7 +64,8 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a wave ended. ``health`` is by ``ObjectRef.key``; ``message`` and ``ref`` say which object decided it.
+    """How a wave ended. ``health`` is by ``ObjectRef.key``; ``message`` and ``ref`` say which object decided it,
+    ``container`` and ``field`` what of its pods' spec, where that is known.
 
     ``lowest_ready_share`` is the lowest share (0 to 1) of ready endpoints that a workload which served before had while
     it was replaced; ``None`` if none did.
@@ -74,6 +75,8 @@ class Outcome:
     health: Mapping[Key, Health]
     message: str = ""
     ref: ObjectRef | None = None
+    container: str = ""
+    field: str = ""
     blame: Blame = Blame.NONE
     lowest_ready_share: float | None = None
     seconds: float = 0.0
@@ -356,11 +359,10 @@ class _Wait:
     def _outcome(
         self, now: float, verdict: Verdict, ref: ObjectRef | None = None, judgement: Judgement | None = None
     ) -> Outcome:
-        message, blame = "", Blame.NONE
+        message, reason = "", Explanation(blame=Blame.NONE)
         if ref is not None and judgement is not None:
-            reason = judgement.explanation or Explanation(blame=Blame.NONE)
+            reason = judgement.explanation or reason
             self._blamed = (ref, reason)
-            blame = reason.blame
             parts = [judgement.health.message, reason.message]
             message = (
                 ": ".join(dict.fromkeys(each.rstrip(".") for each in parts if each))
@@ -371,7 +373,9 @@ class _Wait:
             health=dict(self._health),
             message=message,
             ref=ref,
-            blame=blame,
+            container=reason.container,
+            field=reason.field,
+            blame=reason.blame,
             lowest_ready_share=self._lowest,
             seconds=now - self._began,
         )

@@ -154,6 +154,7 @@ def test_a_version_that_is_never_ready_is_taken_back_while_the_old_one_serves(wo
         pods = hello.pods(app="hello")
         hello.repository.edit("manifests/deployment.yaml", "path: /ready, port: http", "path: /ready, port: 9999")
         hello.repository.edit("hello/hello.js", "Hello Kubernetes!", "Never seen")
+        place = line_of(hello, "manifests/deployment.yaml", "readinessProbe")
         status, answers = refuse(hello, "Probe a port where nobody listens")
         assert_said_everywhere(
             hello,
@@ -161,7 +162,8 @@ def test_a_version_that_is_never_ready_is_taken_back_while_the_old_one_serves(wo
             stage="restore",
             reason="RolloutFailed",
             words=[
-                f"Deployment/{hello.namespace}/hello (hello@{hello.repository.head[:7]} manifests/deployment.yaml:1:",
+                f"Deployment/{hello.namespace}/hello (hello@{hello.repository.head[:7]} {place} ",
+                ".containers[0].readinessProbe",
                 "readinessProbe does not pass",
                 "push a fix",
             ],

@@ -449,6 +449,17 @@ def test_plans_in_words() -> None:
     assert "a.yaml:3" in place
 
 
+def test_what_failed_is_named_with_its_place_in_git() -> None:
+    spec: Json = {"template": {"spec": {"containers": [{"name": "injected"}, {"name": "web"}]}}}
+    wanted = manifest("Deployment", "web", spec=spec)
+    probe = "spec.template.spec.containers[1].readinessProbe"
+    planned = prepared(Change(action=Action.UPDATE, manifest=replace(wanted, lines={probe: 17}))).plan
+    for field, where in {"readinessProbe": "web.yaml:17", "startupProbe": "web.yaml:3", "": "web.yaml:3"}.items():
+        place = placed(planned, wanted.ref, "web", field)
+        assert place == f"Deployment/prod/web ({where} {probe[:-15]}.{field}".rstrip(".") + ")"
+    assert placed(planned, wanted.ref, "a sidecar", "readinessProbe") == "Deployment/prod/web (web.yaml:3)"
+
+
 async def test_a_handover_is_asked_for_once_and_for_all() -> None:
     handover = Handover()
     assert not handover.requested
