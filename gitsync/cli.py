@@ -108,7 +108,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except (Held, Waiting) as error:
-        fail(error, 3)
+        fail(error, 1 if error.reason == "Forbidden" else 3)  # a person's own right comes by no waiting
     except GitsyncError as error:
         fail(error)
     except TimeoutError:
