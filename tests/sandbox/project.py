@@ -41,6 +41,7 @@ class Project:
     def __init__(self, cluster: Cluster, registry: TestRegistry, place: Path) -> None:
         self.cluster, self.registry, self.place = cluster, registry, place
         self.namespace = cluster.api.namespace
+        self._service: Service | None = None
         self.repository = place / "repository"
         self.repository.mkdir(parents=True)
         self.git("init", "--quiet", "--initial-branch=main")
@@ -64,6 +65,9 @@ class Project:
                 path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
         self.git("add", "--all")
         self.git("commit", "--quiet", "--allow-empty", "--message", "change")
+        if service := self._service:
+            for key in service.parsed:
+                service.wake(key)  # as a webhook would
         return self.git("rev-parse", "HEAD")
 
     def clean(self) -> None:
@@ -96,7 +100,7 @@ class Project:
         await self.annotate(requestedAt=mark)
         await self.until(lambda status: status.get("lastHandledReconcileAt") == mark)
 
-    async def until(self, true: Callable[[Json], Any], name: str = "shop", seconds: float = 40) -> Json:
+    async def until(self, true: Callable[[Json], Any], name: str = "shop", seconds: float = 90) -> Json:
         """The status once ``true`` of it."""
         found = await self.cluster.until(
             APPLICATIONS, name, lambda value: true(value.get("status") or {}), VERSION, seconds
@@ -177,8 +181,10 @@ class Project:
             await asyncio.wait([work, started], return_when=asyncio.FIRST_COMPLETED, timeout=30)
             if work.done():
                 await work
-            yield started.result()
+            self._service = started.result()
+            yield self._service
         finally:
+            self._service = None
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
             logging.root.handlers[:], logging.root.level = handlers, level
@@ -195,7 +201,7 @@ class Project:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 _, told = await process.communicate()
         except TimeoutError:
             pytest.fail(f"{failpoint} was never passed")

@@ -89,7 +89,7 @@ async def test_a_commit_that_fails_goes_back_whole_and_is_not_tried_again(projec
         assert (await project.cluster.get("deployments", "web", "apps/v1"))["metadata"]["generation"] == generation
         assert len((await project.record()).history) == 2
         await project.annotate(retry="please")
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             while len((await project.record()).history) < 3:
                 await asyncio.sleep(0.1)
         fix = project.commit({"manifests/job.yaml": None, "manifests/after.yaml": None})
@@ -166,7 +166,7 @@ async def test_a_killed_rollout_goes_on_from_the_record_alone(project: Project) 
     uid = (await project.cluster.get("configmaps", "b"))["metadata"]["uid"]
     project.repository.rename(project.place / "away")  # and no git
     async with project.gitsync():
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             while (good := (await project.record()).last_good) is None:
                 await asyncio.sleep(0.1)
         assert good.revision.sha == sha
@@ -186,12 +186,32 @@ async def test_a_killed_restore_is_a_restore_again(project: Project) -> None:
         {"manifests/a.yaml": config_map("a", k="2"), "manifests/b.yaml": config_map("b", k="2")}
         | {"manifests/job.yaml": job("fails", "false", "1")}
     )
-    await project.killed_at("restore.started")
-    assert await project.data("a") == {"k": "2"}
+    await project.killed_at("restore.applied")
+    path = project.cluster.api.path("v1", "configmaps")
+    version = (await project.cluster.api.get(path)).body["metadata"]["resourceVersion"]
     async with project.gitsync():
         await project.refuses(bad)
+        async with project.cluster.api.watch(path, resourceVersion=version, timeoutSeconds="1") as events:
+            seen = [event["object"] async for event in events]
+        again = [each for each in seen if each.get("data") == {"k": "2"} and each["metadata"]["name"] == "a"]
+        assert again == [], "what was condemned was rolled out once more"
         assert (await project.data("a"), await project.data("b")) == ({"k": "1"}, None)
         assert [entry.outcome for entry in (await project.record()).history] == ["Restored", "Deployed"]
+
+
+async def test_what_a_killed_process_made_is_known_although_its_plan_has_no_future(project: Project) -> None:
+    first = project.commit({"manifests/a.yaml": config_map("a", k="1")})
+    await project.follow()
+    async with project.gitsync():
+        await project.serves(first)
+    project.commit({"manifests/b.yaml": config_map("b", k="1")})
+    await project.killed_at("apply.object-sent")
+    assert await project.data("b") == {"k": "1"}
+    newest = project.commit({"manifests/b.yaml": None})
+    await project.follow(sync={"timeout": "5m"})  # another spec: what was begun is not gone on with
+    async with project.gitsync():
+        await project.serves(newest)
+        assert await project.data("b") is None
 
 
 async def test_a_newer_commit_takes_over_a_rollout_and_answers_for_it(project: Project) -> None:
@@ -203,7 +223,7 @@ async def test_a_newer_commit_takes_over_a_rollout_and_answers_for_it(project: P
             {"manifests/a.yaml": config_map("a", k="2"), "manifests/b.yaml": config_map("b", k="2")}
             | {"manifests/job.yaml": job("long", "sleep 600", "1"), "manifests/c.yaml": late(config_map("c", k="2"))}
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not await project.pods():
                 await asyncio.sleep(0.05)
         assert await project.data("c") is None, "a wave began before the one before it was healthy"
@@ -245,7 +265,7 @@ async def test_only_what_was_made_here_is_pruned_and_much_only_if_approved(proje
 
 
 async def test_drift_is_put_back_and_blamed_and_nothing_else_is_touched(project: Project) -> None:
-    scaled = {"apiVersion": "apps/v1"} | deployment("scaled", "localhost/gitsync/sandbox-test:1", "sleep 600")
+    scaled: Json = {"apiVersion": "apps/v1"} | deployment("scaled", "localhost/gitsync/sandbox-test:1", "sleep 600")
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "scaled"}
     scaler = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "scaled"},
               "spec": {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": 3}}  # fmt: skip
@@ -265,10 +285,10 @@ async def test_drift_is_put_back_and_blamed_and_nothing_else_is_touched(project:
         await api.patch(deployed, {"spec": {"replicas": 2}}, fieldManager="autoscaler")
         await api.patch(api.path("v1", "configmaps", "a"), {"data": {"k": "9", "mine": "x"}}, fieldManager="mallory")
         await api.delete(api.path("v1", "configmaps", "b"))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while (await project.data("a"), await project.data("b")) != ({"k": "1", "mine": "x"}, {"k": "1"}):
                 await asyncio.sleep(0.05)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not any("data.k (mallory" in each for each in await project.events()):
                 await asyncio.sleep(0.1)
         assert (await project.cluster.get("deployments", "scaled", "apps/v1"))["spec"]["replicas"] == 2
@@ -285,25 +305,50 @@ async def test_drift_is_put_back_and_blamed_and_nothing_else_is_touched(project:
             return await call(*arguments, **options)
 
         running.cluster._call = counted
-        await asyncio.sleep(3)  # three polls
+        await asyncio.sleep(2.2)  # two polls
         assert asked == [], "a reconcile with nothing to do has asked the API server"
 
 
-async def test_a_person_goes_back_and_it_stays_so(project: Project) -> None:
+async def test_bad_luck_is_waited_out_until_a_commit_that_is_refused_takes_it_back(project: Project) -> None:
     first = project.commit({"manifests/a.yaml": config_map("a", k="1")})
+    await project.follow(sync={"timeout": "5s"})
+    async with project.gitsync():
+        await project.serves(first)
+        container = {"name": "main", "image": "127.0.0.1:1/nobody/there:1"}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [container]}}
+        unlucky = project.commit({"manifests/a.yaml": config_map("a", k="2"), "manifests/pod.yaml": pod})
+        status = await project.until(lambda status: status.get("lastAttempt", {}).get("reason") == "RolloutWaits")
+        assert status["lastAttempt"]["revision"].endswith(unlucky)
+        assert await project.data("a") == {"k": "2"}
+        record = await project.record()
+        assert record.quarantine == ()
+        assert record.attempt is not None
+        refused = project.commit({"manifests/a.yaml": config_map("a", k="3") | {"dtaa": {}}})
+        await project.refuses(refused)
+        async with asyncio.timeout(90):
+            while (await project.record()).attempt is not None:
+                await asyncio.sleep(0.1)
+        assert (await project.data("a"), await project.pods()) == ({"k": "1"}, {})
+
+
+async def test_a_person_goes_back_and_it_stays_so(project: Project) -> None:
+    first = project.commit({"manifests/a.yaml": config_map("a", k="1"), "manifests/job.yaml": job("once", "true")})
     await project.follow()
     async with project.gitsync():
         await project.serves(first)
-        second = project.commit({"manifests/a.yaml": config_map("a", k="2")})
+        second = project.commit({"manifests/a.yaml": config_map("a", k="2"), "manifests/job.yaml": None})
         await project.serves(second)
         await project.annotate(rollback="@one")
         await project.until(lambda status: str(status.get("revision")).endswith(first))
-        assert await project.data("a") == {"k": "1"}
+        assert (await project.data("a"), await project.jobs()) == ({"k": "1"}, []), "a Job of long ago ran again"
     async with project.gitsync():
         await project.look()
         assert await project.data("a") == {"k": "1"}
         third = project.commit({"manifests/a.yaml": config_map("a", k="3")})
         await project.serves(third)
+    async with project.gitsync():
+        await project.look()
+        assert await project.data("a") == {"k": "3"}, "the request was followed a second time"
 
 
 async def test_no_secret_is_told(project: Project) -> None:
@@ -321,7 +366,7 @@ async def test_no_secret_is_told(project: Project) -> None:
         refused = project.commit({"manifests/secret.yaml": wrong})
         status = await project.refuses(refused)
         await project.cluster.kubectl("patch", "secret/key", "--patch", '{"stringData":{"key":"mallory-mallory"}}')
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not any("DriftRepaired" in each for each in await project.events()):
                 await asyncio.sleep(0.1)
         told = str(status) + str(await project.events())
@@ -329,12 +374,12 @@ async def test_no_secret_is_told(project: Project) -> None:
 
 
 async def test_an_application_that_goes_leaves_or_takes_its_objects_as_it_says(project: Project) -> None:
-    room = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kept-room"}}
+    room: Json = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kept-room"}}
     first = project.commit({"manifests/a.yaml": config_map("a", k="1"), "manifests/room.yaml": room})
     await project.follow(sync={"deletionPolicy": "delete"})
     path = project.cluster.api.path("gitsync.dev/v1alpha1", "applications", "shop")
     async with project.gitsync():
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while (await project.record()).last_good is None:
                 await asyncio.sleep(0.1)
         await project.cluster.api.delete(path)
@@ -351,7 +396,7 @@ async def test_an_application_that_goes_leaves_or_takes_its_objects_as_it_says(p
 
 async def test_the_digest_of_a_secret_is_keyed_by_a_secret_that_lasts(project: Project) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "pin"}, "stringData": {"pin": "1234"}}
-    reader = {"apiVersion": "apps/v1"} | deployment("reader", "web", "true")
+    reader: Json = {"apiVersion": "apps/v1"} | deployment("reader", "web", "true")
     reader["spec"]["replicas"] = 0
     pod = reader["spec"]["template"]["spec"]
     pod["containers"][0]["envFrom"] = [{"secretRef": {"name": "pin"}}]
