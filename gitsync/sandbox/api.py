@@ -257,9 +257,12 @@ class Api:
             headers={"Content-Type": "application/json", "Cache-Control": "no-cache, private"}
         )
         response.enable_chunked_encoding()
-        await response.prepare(request)
-        if head:
-            await response.write(b"".join(head))
+        try:
+            await response.prepare(request)
+            if head:
+                await response.write(b"".join(head))
+        except ConnectionResetError:  # it went before the first byte
+            return response
         seconds = _number(query, "timeoutSeconds") or 1800 + secrets.randbelow(1800)
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
