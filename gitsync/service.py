@@ -39,6 +39,7 @@ from gitsync.model import (
     Json,
     ObjectRef,
     Plan,
+    SyncStatus,
 )
 from gitsync.pipeline import Pipeline
 from gitsync.render import Reader
@@ -189,6 +190,7 @@ class Service:
         self._watcher: Watcher | None = None
         self._gone: set[asyncio.Task[None]] = set()
         self._looked: dict[str, tuple[float, asyncio.Task[tuple[Json, ...]]]] = {}  # pods, and when they were read
+        self._well: set[str] = set()  # synced and healthy, as last said
         reporter.listen(self._said)
 
     # ------------------------------------------------------------------ following the Applications
@@ -267,11 +269,16 @@ class Service:
             self._scheduler.wake(key)
 
     def _said(self, key: str) -> None:
-        """What is said about an Application changed: pages show it, and those that depend on it look again."""
+        """What is said about an Application changed: pages show it; once it is well, those that wait look."""
         self.changes.publish(key)
         said = self._reporter.said(key)
-        if said is None or said.observation.health.status is not HealthStatus.HEALTHY:
+        seen = said.observation if said else None
+        if seen is None or (seen.sync, seen.health.status) != (SyncStatus.SYNCED, HealthStatus.HEALTHY):
+            self._well.discard(key)
             return
+        if key in self._well:
+            return
+        self._well.add(key)
         for other in self.parsed.values():
             if any(f"{each.namespace or other.namespace}/{each.name}" == key for each in other.spec.sync.depends_on):
                 self.wake(other.key)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -49,7 +50,7 @@ class Trigger:
 
     def concerns(self, repository: str, ref: Ref) -> bool:
         """Whether an Application that follows this ref of this repository (any form of its URL) should look now."""
-        if normalise(repository) not in self.repositories:
+        if _followed(repository) not in self.repositories:
             return False
         if not self.refs or ref.kind == "commit":
             return True
@@ -87,6 +88,10 @@ def normalise(repository: str) -> str:
         host, path = "", text
     path = unquote(path).strip("/").removesuffix(".git").rstrip("/")
     return f"{host}/{path}".casefold() if path else ""
+
+
+#: The same for the URLs of Applications, all of which every push is held against. Not for what a push says.
+_followed = lru_cache(maxsize=8192)(normalise)
 
 
 # ---------------------------------------------------------------- who signed it
