@@ -10,6 +10,9 @@ from tests.faults.luck import PROMISE, started, wait_out
 from tests.faults.rig import Report, Rig, Scenario, seconds_since
 
 AWAY = 60  # seconds
+DRAIN = 20
+"""Seconds that an old pod serves on. What routes to it is blind, too: a kube-proxy that comes back is refused by
+an API server that does not know its roles yet (seen), and pauses for seconds, while Deployments go on by themselves."""
 
 
 def registry_down(rig: Rig, report: Report) -> None:
@@ -48,6 +51,9 @@ def api_server_away(rig: Rig, report: Report) -> None:
         }
         rows: dict[str, Json] = {}
         for stage, case in cases.items():
+            case.sample.container = {"lifecycle": {"preStop": {"exec": {"command": ["sleep", str(DRAIN)]}}}}
+            case.sample.pod = {"terminationGracePeriodSeconds": DRAIN + 5}
+            case.push("Drain longer")
             started(case, "--leader-election")
             rows[stage] = stack.enter_context(report.scenario(PROMISE, f"API server away for {AWAY} s at: {stage}"))
         answers = {stage: stack.enter_context(case.asked()) for stage, case in cases.items()}
