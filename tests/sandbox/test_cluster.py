@@ -175,6 +175,19 @@ async def test_a_slow_watch_is_told_to_list_again(tmp_path: Path) -> None:
         assert "too old resource version" in answer.message
 
 
+async def test_a_quiet_watch_is_told_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gitsync.sandbox.api.BOOKMARK_EVERY", 0.1)
+    async with start(tmp_path, engine="none") as sandbox, Access.read(sandbox.kubeconfig).connect("quiet") as api:
+        path = api.path("v1", "configmaps")
+        version = (await api.get(path)).body["metadata"]["resourceVersion"]
+        await api.post(api.path("v1", "secrets"), {"metadata": {"name": "elsewhere"}})
+        async with api.watch(path, resourceVersion=version, allowWatchBookmarks="true") as events:
+            async with asyncio.timeout(10):
+                mark = await anext(events)
+        assert (mark["type"], mark["object"]["kind"]) == ("BOOKMARK", "ConfigMap")
+        assert int(mark["object"]["metadata"]["resourceVersion"]) > int(version)
+
+
 async def test_serve_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     stop = asyncio.Event()
     started: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
