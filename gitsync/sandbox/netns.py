@@ -1,20 +1,25 @@
 """Network namespaces made by this process (Linux, as root): one for each pod, without a bridge or a firewall rule.
 
-Sockets are made inside a namespace and then used like any other: a probe dials into the pod, and a Service listens in
-every pod on its own address. The kernel frees a namespace with its last process and descriptor, so nothing can be left
-behind. ``supported`` says whether this machine and user can.
+Sockets are made inside a namespace and then used like any other: a probe dials into the pod. One more namespace, linked
+to every pod, has all addresses of Services: there they listen, so that a pod may use each port itself. The kernel frees
+a namespace with its last process and descriptor, and a link with either of its ends, so nothing can be left behind.
+``supported`` says whether this machine and user can.
 """
 
 import asyncio
 import ctypes
 import fcntl
+import itertools
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 _CLONE_NEWNET = 0x40000000
@@ -27,8 +32,9 @@ def supported() -> bool:
     if sys.platform != "linux" or os.geteuid() != 0:
         return False
     try:
-        NetworkNamespace().close()
-    except OSError:
+        with closing(ServiceNetwork()) as services, closing(NetworkNamespace()) as pod:
+            services.link(pod, f"{POD_NETWORK}.0.1")
+    except (OSError, subprocess.TimeoutExpired):
         return False
     return True
 
@@ -116,6 +122,54 @@ class NetworkNamespace:
             raise
         return connection
 
+    def configure(self, *lines: str) -> None:
+        """Run lines of ``ip`` inside. Blocks. ``OSError`` with its words."""
+        program = shutil.which("ip") or "/sbin/ip"
+        text = "".join(f"{line}\n" for line in lines)
+
+        def run() -> None:
+            done = subprocess.run([program, "-batch", "-"], input=text, capture_output=True, text=True, timeout=20)
+            if done.returncode:
+                raise OSError(f"{program}: {done.stderr.strip()[:300]}")
+
+        self._inside.submit(run).result()
+
     def close(self) -> None:
         self._inside.shutdown(wait=True)
         os.close(self._fd)
+
+
+SERVICE_NETWORK, POD_NETWORK = "10.96", "10.97"
+"""The first half of addresses of Services as pods know them, and of pods as Services know them."""
+
+
+def inside(address: str) -> str:
+    """A cluster address as pods know it: those on loopback would never leave the pod."""
+    return f"10.{address.removeprefix('127.')}" if address.startswith("127.") else address
+
+
+class ServiceNetwork(NetworkNamespace):
+    """Has every address of Services, and a link to each pod."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._links = itertools.count()
+        try:
+            self.configure(f"route add local {SERVICE_NETWORK}.0.0/16 dev lo")
+        except BaseException:
+            self.close()
+            raise
+
+    def link(self, pod: NetworkNamespace, address: str) -> None:
+        """Let a pod, at ``address``, reach the Services. Blocks."""
+        name = f"pod{next(self._links)}"
+        self.configure(
+            f"link add {name} type veth peer name services netns {pod.path}",
+            f"link set {name} up",
+            f"route add {address}/32 dev {name}",
+        )
+        pod.configure(
+            f"addr add {address}/32 dev services",
+            "link set services up",
+            f"route add {SERVICE_NETWORK}.0.0/16 dev services src {address}",
+        )

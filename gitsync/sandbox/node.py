@@ -23,7 +23,7 @@ import structlog
 from gitsync.sandbox import discovery, events, pods
 from gitsync.sandbox.controllers import port_number
 from gitsync.sandbox.engine import Engine, EngineError
-from gitsync.sandbox.netns import NetworkNamespace
+from gitsync.sandbox.netns import NetworkNamespace, ServiceNetwork, inside
 from gitsync.sandbox.registry import Deletion, Options, Refusal, Registry, now
 from gitsync.sandbox.schema import at, copy, many
 from gitsync.sandbox.store import Expired, Json
@@ -37,19 +37,26 @@ _log = structlog.get_logger(__name__)
 class Node:
     """``run`` looks after all pods until it is cancelled, and then removes every container.
 
-    ``namespaces``: give each pod a network namespace of ours; otherwise containers publish their ports on loopback.
+    ``services``: give each pod a network namespace of ours, linked to this one; otherwise containers publish their
+    ports on loopback.
     ``egress``: let pods reach the network beyond this machine where that needs a helper (slirp4netns).
     """
 
     def __init__(
-        self, registry: Registry, engine: Engine, directory: Path, *, namespaces: bool, egress: bool = True
+        self,
+        registry: Registry,
+        engine: Engine,
+        directory: Path,
+        *,
+        services: ServiceNetwork | None = None,
+        egress: bool = True,
     ) -> None:
         self.registry = registry
         self.store = registry.store
         self.engine = engine
         self.directory = directory
-        self.namespaces = namespaces
-        self.slirp = shutil.which("slirp4netns") if egress and namespaces else None
+        self.network = services
+        self.slirp = shutil.which("slirp4netns") if egress and services else None
         self.network_args: list[str] = []
         self.gateway = ""
         self.exits: dict[str, asyncio.Event] = {}
@@ -59,7 +66,7 @@ class Node:
         self._pulls: dict[str, asyncio.Lock] = {}
 
     async def run(self) -> None:
-        if not self.namespaces:
+        if self.network is None:
             self.network_args, self.gateway = await self.engine.network()
         self._register()
         helpers = [asyncio.create_task(self._hear_deaths()), asyncio.create_task(self._look_for_deaths())]
@@ -172,9 +179,6 @@ class Node:
             if pod.address == address:
                 return await pod.dial(port)
         raise ConnectionRefusedError(f"no pod has the address {address}")
-
-    def pod_networks(self) -> Mapping[str, NetworkNamespace]:
-        return {uid: pod.network for uid, pod in self._pods.items() if pod.network}
 
     def services_changed(self) -> None:
         for pod in self._pods.values():
@@ -361,8 +365,8 @@ class _Pod:
         self._directory.chmod(0o711)  # a container's own user must get through to its volumes
         host = self._pod["spec"].get("hostNetwork")
         self.address = "127.0.0.1" if host else self._node.next_address()
-        if self._node.namespaces and not host:
-            await self._make_network()
+        if self._node.network and not host:
+            await self._make_network(self._node.network)
         while True:
             try:
                 self._places = pods.volumes(self._node.store, self._pod, self._directory / "volumes")
@@ -410,9 +414,10 @@ class _Pod:
         text = f"Successfully assigned {metadata['namespace']}/{metadata['name']} to {NAME}"
         events.record(self._registry, self._pod, "Normal", "Scheduled", text, "default-scheduler")
 
-    async def _make_network(self) -> None:
+    async def _make_network(self, services: ServiceNetwork) -> None:
         network = await asyncio.get_running_loop().run_in_executor(None, NetworkNamespace)
         self.network = network
+        await asyncio.to_thread(services.link, network, inside(self.address))
         if self._node.slirp:
             read, self._slirp_pipe = os.pipe()
             self._slirp = await asyncio.create_subprocess_exec(
@@ -660,7 +665,7 @@ class _Pod:
                 number = str(port["port"])
                 if not self.network and index < len(local) and local[index]:
                     number = local[index].rpartition(":")[2]
-                host = service["spec"]["clusterIP"] if self.network else self._node.gateway
+                host = inside(service["spec"]["clusterIP"]) if self.network else self._node.gateway
                 if index == 0:
                     env |= {f"{name}_SERVICE_HOST": host, f"{name}_SERVICE_PORT": number}
                 if port.get("name"):
@@ -677,7 +682,7 @@ class _Pod:
             names = _names(service)
             if service["metadata"]["namespace"] != own:
                 names = names[1:]
-            lines.append(f"{service['spec']['clusterIP']} {' '.join(names)}")
+            lines.append(f"{inside(service['spec']['clusterIP'])} {' '.join(names)}")
         for alias in many(self._pod["spec"], "hostAliases"):
             names = " ".join(many(alias, "hostnames"))
             lines += [f"{alias['ip']} {names}"]

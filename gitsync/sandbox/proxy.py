@@ -2,7 +2,7 @@
 
 On this machine a Service listens on its cluster address (where the loopback network is one, as on Linux) and on
 127.0.0.1 at its own port if that is free, at another if not: the annotation ``sandbox.gitsync.dev/address`` says which.
-In pods with a network namespace it listens on its cluster address too, so that its name and port work there.
+Where pods have network namespaces it listens in one of its own, too, to which they are linked (``netns``).
 A connection that is open stays with its pod until either side ends it; a new one never goes to a pod that is not ready.
 """
 
@@ -10,14 +10,13 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
-from gitsync.sandbox.netns import NetworkNamespace
+from gitsync.sandbox.netns import NetworkNamespace, inside
 from gitsync.sandbox.registry import Options, Refusal, Registry
 from gitsync.sandbox.schema import at, many
 from gitsync.sandbox.store import Event, Expired, Json
@@ -32,10 +31,6 @@ class Dialer(Protocol):
 
     async def dial(self, address: str, port: int) -> socket.socket:
         """A connection to a pod's address; ``OSError`` as the pod would answer."""
-        ...
-
-    def pod_networks(self) -> Mapping[str, NetworkNamespace]:
-        """Namespaces of running pods by UID; empty where pods have none of ours."""
         ...
 
     def services_changed(self) -> None:
@@ -57,12 +52,16 @@ class _Served:
 class Proxy:
     """``run`` follows Services and pods until it is cancelled, and then closes every listener and connection."""
 
-    def __init__(self, registry: Registry, dialer: Dialer, *, gateway: str = "") -> None:
-        """``gateway``: a further address to listen on, by which containers reach this machine."""
+    def __init__(
+        self, registry: Registry, dialer: Dialer, *, gateway: str = "", network: NetworkNamespace | None = None
+    ) -> None:
+        """``gateway``: a further address to listen on, by which containers reach this machine. ``network``: where pods
+        that have namespaces look for Services."""
         self._registry = registry
         self._store = registry.store
         self._dialer = dialer
         self._gateway = gateway
+        self._network = network
         self._served: dict[tuple[str, str], _Served] = {}
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -92,7 +91,7 @@ class Proxy:
             await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _concerns(self, event: Event) -> bool:
-        return event.resource == "services" or (event.resource == "pods" and event.type != "ADDED")
+        return event.resource == "services"
 
     async def _refresh(self) -> None:
         wanted: dict[tuple[str, str], Json] = {}
@@ -114,7 +113,6 @@ class Proxy:
                 served = self._served[key] = _Served(ports, service["spec"]["clusterIP"])
                 await self._open(key, served)
                 self._dialer.services_changed()
-        await self._follow_pods()
 
     async def _open(self, key: tuple[str, str], served: _Served) -> None:
         for port, _, node_port in served.ports:
@@ -132,6 +130,12 @@ class Proxy:
             if self._gateway:
                 with suppress(OSError):
                     await self._listen(key, served, self._gateway, port, port)
+            if self._network:
+                address = inside(served.cluster_ip)
+                with suppress(OSError):  # an address that a person chose may be outside of the network
+                    listener = await self._network.listen(address, port)
+                    handler = self._handler(key, port)
+                    served.listeners[address, port] = await asyncio.start_server(handler, sock=listener)
         shown = ",".join(f"127.0.0.1:{served.local[port]}" for port, _, _ in served.ports if port in served.local)
         self._annotate(key, shown)
 
@@ -149,22 +153,6 @@ class Proxy:
         number = int(server.sockets[0].getsockname()[1])
         served.listeners[(host, number)] = server
         return number
-
-    async def _follow_pods(self) -> None:
-        networks = self._dialer.pod_networks()
-        for key, served in self._served.items():
-            for place in [place for place in served.listeners if "-" in place[0] and place[0] not in networks]:
-                served.listeners.pop(place).close()
-            for uid, network in networks.items():
-                for port, _, _ in served.ports:
-                    if (uid, port) in served.listeners:
-                        continue
-                    try:
-                        listener = await network.listen(served.cluster_ip, port)
-                    except (OSError, RuntimeError) as error:
-                        _log.debug("service not reachable in a pod", service=key, pod=uid, error=str(error))
-                        continue
-                    served.listeners[(uid, port)] = await asyncio.start_server(self._handler(key, port), sock=listener)
 
     def _close(self, key: tuple[str, str]) -> None:
         """Stop listening; open connections go on."""

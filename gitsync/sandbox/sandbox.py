@@ -106,12 +106,16 @@ class Sandbox:
         engine = Engine(find(self._engine), str(directory))
         await _clean_up(engine, directory)
         own = netns.supported() and engine.podman if self._namespaces is None else self._namespaces
-        node = api.logs = Node(self.registry, engine, directory, namespaces=own, egress=self._egress)
+        services: netns.ServiceNetwork | None = None
+        if own:
+            services = await asyncio.to_thread(netns.ServiceNetwork)
+            self._stack.callback(services.close)
+        node = api.logs = Node(self.registry, engine, directory, services=services, egress=self._egress)
         gateway = ""
         if not own:
             gateway = (await engine.network())[1]
         here = gateway if gateway and not engine.podman and gateway != "host-gateway" else ""
-        self._proxy = Proxy(self.registry, node, gateway=here)
+        self._proxy = Proxy(self.registry, node, gateway=here, network=services)
         await self._own(node.run())
         await self._own(self._proxy.run())
 

@@ -184,12 +184,13 @@ async def test_jobs_complete_and_fail(cluster: Cluster, image: str) -> None:
 
 async def test_services_resolve_inside_pods_even_on_the_same_port(cluster: Cluster, image: str) -> None:
     await cluster.apply(web("one", image, "first", replicas=1), web("two", image, "second", replicas=1))
-    await cluster.apply(service("one", 80, 8000), service("two", 80, "http"))
+    await cluster.apply(service("one", 8000, 8000), service("two", 8000, "http"))  # the port that all pods use
     await cluster.rolled_out("one")
     await cluster.rolled_out("two")
     space = cluster.api.namespace
     script = (
-        f"wget -qO- http://one/; wget -qO- http://two.{space}.svc.cluster.local:80/; "
+        "mkdir /tmp/www; echo own >/tmp/www/index.html; httpd -p 8000 -h /tmp/www; wget -qO- http://127.0.0.1:8000/; "
+        f"wget -qO- http://one:8000/; wget -qO- http://two.{space}.svc.cluster.local:8000/; "
         "wget -qO- http://$ONE_SERVICE_HOST:$ONE_SERVICE_PORT/"
     )
     job: Json = {
@@ -200,7 +201,7 @@ async def test_services_resolve_inside_pods_even_on_the_same_port(cluster: Clust
         {"kind": "Job", "metadata": {"name": "ask"}, "spec": {"template": {"spec": job}, "backoffLimit": 0}}
     )
     await cluster.until("jobs", "ask", lambda it: it.get("status", {}).get("succeeded"), "batch/v1")
-    assert (await cluster.kubectl("logs", "job/ask")).split() == ["first", "second", "first"]
+    assert (await cluster.kubectl("logs", "job/ask")).split() == ["own", "first", "second", "first"]
 
 
 async def test_a_service_without_ready_endpoints_refuses(cluster: Cluster, image: str) -> None:
