@@ -87,9 +87,9 @@ def folder() -> Generator[Path]:
     shutil.rmtree(place)
 
 
-def containers(folder: Path) -> list[str]:
+def containers(folder: Path, *options: str) -> list[str]:
     shown = subprocess.run(
-        [find(), "ps", "--all", "--format", f'{{{{index .Labels "{OWNER_LABEL}"}}}}'],
+        [find(), "ps", *(options or ["--all"]), "--format", f'{{{{index .Labels "{OWNER_LABEL}"}}}}'],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     return [line for line in shown.split() if line.startswith(f"{folder}/")]
@@ -147,7 +147,8 @@ def test_ctrl_c_in_the_middle_of_a_rollout_leaves_nothing(folder: Path, start: S
 def test_the_commands_that_it_prints_change_the_app_after_another_demo_was_killed(folder: Path, start: Start) -> None:
     killed = start()
     killed.until("rollout ")
-    eventually(lambda: containers(folder), "a container", killed)
+    # One that is only being created would be withdrawn by the engine itself.
+    eventually(lambda: containers(folder, "--filter", "status=running"), "a running container", killed)
     killed.end(signal.SIGKILL)
     assert containers(folder)
     left = {each.name for each in folder.iterdir()} - {"out", "told"}
