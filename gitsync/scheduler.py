@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -27,6 +27,7 @@ from gitsync.errors import GitsyncError, Waiting
 log = structlog.get_logger(__name__)
 
 P = TypeVar("P")
+R = TypeVar("R")
 
 FIRST_RETRY = 2.0  # seconds; doubles per failure
 LAST_RETRY = 300.0
@@ -52,11 +53,15 @@ class Work(Protocol[P]):
 
 @dataclass(slots=True)
 class _Driver(Generic[P]):
-    """One Application's lanes. Touched only by its own task, except ``wake`` and ``gone``, which are events."""
+    """One Application's lanes. Touched only by its own task, except what ``wake`` and ``leave`` set.
+
+    At rest it costs its task and nothing else: whatever happens to it, a lane's end included, only stirs that.
+    """
 
     key: str
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    stirred: asyncio.Event = field(default_factory=asyncio.Event)
+    woken: bool = False
+    gone: bool = False
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Task[P | None] | None = None
     applying: asyncio.Task[Outcome] | None = None
@@ -67,6 +72,19 @@ class _Driver(Generic[P]):
     again: bool = False  # woken while preparing: look once more afterwards
     failures: int = 0
     undelivered_since: float | None = None  # loop time at which a newer commit was first put off
+
+    def wake(self) -> None:
+        self.woken = True
+        self.stirred.set()
+
+    def leave(self) -> None:
+        self.gone = True
+        self.stirred.set()
+
+    def lane(self, work: Coroutine[Any, Any, R], what: str) -> asyncio.Task[R]:
+        task = asyncio.create_task(work, name=f"{what} {self.key}")
+        task.add_done_callback(lambda _: self.stirred.set())
+        return task
 
 
 class Scheduler(Generic[P]):
@@ -95,7 +113,7 @@ class Scheduler(Generic[P]):
         drivers = list(self._drivers.values())
         self._drivers.clear()
         for driver in drivers:
-            driver.gone.set()
+            driver.leave()
         await asyncio.gather(*(d.task for d in drivers if d.task), return_exceptions=True)
 
     @property
@@ -108,34 +126,27 @@ class Scheduler(Generic[P]):
         if driver is None:
             driver = self._drivers[key] = _Driver(key=key)
             driver.task = asyncio.create_task(self._drive(driver), name=f"drive {key}")
-        driver.wake.set()
+        driver.wake()
 
     async def forget(self, key: str) -> None:
         """The Application is gone or no longer ours: stop, at a safe point."""
         driver = self._drivers.pop(key, None)
         if driver is not None and driver.task is not None:
-            driver.gone.set()
+            driver.leave()
             await asyncio.gather(driver.task, return_exceptions=True)
 
     # ------------------------------------------------------------------ one Application
 
     async def _drive(self, driver: _Driver[P]) -> None:
         loop = asyncio.get_running_loop()
-        gone = asyncio.create_task(driver.gone.wait())
         due = loop.time()
         try:
-            while not driver.gone.is_set():
-                woken = asyncio.create_task(driver.wake.wait())
-                lanes = [t for t in (driver.preparing, driver.applying, driver.peeking) if t is not None]
-                try:
-                    await asyncio.wait(
-                        [woken, gone, *lanes],
-                        timeout=max(0.0, due - loop.time()),
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                finally:
-                    woken.cancel()
-                if driver.gone.is_set():
+            while not driver.gone:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await driver.stirred.wait()
+                driver.stirred.clear()
+                if driver.gone:
                     break
                 if driver.applying is not None and driver.applying.done():
                     due = self._applied(driver, driver.applying, loop.time())
@@ -143,23 +154,22 @@ class Scheduler(Generic[P]):
                     due = self._prepared(driver, driver.preparing, loop.time())
                 if driver.peeking is not None and driver.peeking.done():
                     self._peeked(driver, driver.peeking, loop.time())
-                if driver.wake.is_set() or loop.time() >= due:
+                if driver.woken or loop.time() >= due:
                     due = loop.time() + self._poll(driver.key)
                     if driver.preparing is None:
                         self._prepare(driver)
                     else:
-                        driver.again |= driver.wake.is_set()
+                        driver.again |= driver.woken
                         if driver.peeking is None:
-                            driver.peeking = asyncio.create_task(self._work.head(driver.key))
-                    driver.wake.clear()
+                            driver.peeking = driver.lane(self._work.head(driver.key), "peek")
+                    driver.woken = False
         finally:
-            gone.cancel()
             await self._stop(driver)
 
     def _prepare(self, driver: _Driver[P]) -> None:
         driver.again = False
         driver.target = Target()
-        driver.preparing = asyncio.create_task(self._limited(driver), name=f"prepare {driver.key}")
+        driver.preparing = driver.lane(self._limited(driver), "prepare")
 
     async def _limited(self, driver: _Driver[P]) -> P | None:
         async with self._slots:
@@ -204,9 +214,7 @@ class Scheduler(Generic[P]):
         assert driver.ready is not None
         prepared, driver.ready = driver.ready, None
         driver.handover = Handover()
-        driver.applying = asyncio.create_task(
-            self._work.apply(driver.key, prepared, driver.handover), name=f"apply {driver.key}"
-        )
+        driver.applying = driver.lane(self._work.apply(driver.key, prepared, driver.handover), "apply")
 
     def _applied(self, driver: _Driver[P], task: asyncio.Task[Outcome], now: float) -> float:
         driver.applying = None
