@@ -51,6 +51,7 @@ from gitsync.source import Ref
 
 MOST_GETS = 8  # objects of one kind and namespace read one by one; more are read by a list
 HANDED_OVER_RETRY = 0.0
+UNFINISHED_RETRY = 5.0
 FREE_REPAIRS = 3  # of one object at once, then the pauses double: 7 in the first minute
 LONGEST_TRUCE = 300.0  # seconds
 PEACE = 600.0  # seconds without a repair after which a fight is forgotten

@@ -18,6 +18,7 @@ import time
 
 from gitsync.application import Application
 from gitsync.attempt import (
+    UNFINISHED_RETRY,
     Handover,
     Memory,
     Outcome,
@@ -198,7 +199,10 @@ class Pipeline:
             await self._ledger.remember(
                 prepared.application, memory, run, error, decision=prepared.decision, digest=prepared.digest
             )
-            return Outcome()
+            if memory.record is None or memory.record.attempt is None:
+                return Outcome()
+            memory.decided = None  # what was begun must not stay as a half: it goes on, or is taken back
+            return Outcome(retry_after=UNFINISHED_RETRY)
         except Transient:
             if prepared.abandons is not None:
                 memory.decided = None  # what was begun is still to be taken back

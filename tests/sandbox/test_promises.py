@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from gitsync.sandbox.registry import Options
 from tests.registry import TestRegistry
 from tests.sandbox.conftest import Cluster, deployment, service
 from tests.sandbox.project import Project, condition, config_map, teach
@@ -418,3 +419,38 @@ async def test_the_digest_of_a_secret_is_keyed_by_a_secret_that_lasts(project: P
     async with project.gitsync():
         await project.serves(project.commit({"manifests/secret.yaml": secret | {"stringData": {"pin": "4321"}}}))
     assert await stamped() != digest
+
+
+async def test_no_attempt_stays_as_a_half_whatever_a_person_does_meanwhile(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def node_port(name: str) -> Json:
+        spec = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30987}]}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+    registry = project.cluster.sandbox.registry
+
+    def keep(name: str) -> None:
+        """Between the plan and the deletion that it holds, somebody says that the object is to stay."""
+
+        def annotate(live: Json) -> Json:
+            live["metadata"].setdefault("annotations", {})["gitsync.dev/prune"] = "disabled"
+            return live
+
+        if name == "prune.started":
+            registry.modify(
+                registry.resource("services"), project.namespace, "old", annotate, Options(manager="person")
+            )
+
+    first = project.commit({"manifests/service.yaml": node_port("old")})
+    await project.follow(sync={"acceptInterruption": True})
+    async with project.gitsync():
+        await project.serves(first)
+        monkeypatch.setattr("gitsync.rollout.prune.failpoint", keep)
+        project.commit({"manifests/service.yaml": node_port("new")})
+        async with asyncio.timeout(30):
+            while (await project.record()).attempt is None:
+                await asyncio.sleep(0.05)
+            while (await project.record()).attempt is not None:
+                await asyncio.sleep(0.2)
+    assert (await project.cluster.get("services", "old"))["metadata"]["name"] == "old"
