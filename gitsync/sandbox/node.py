@@ -31,6 +31,7 @@ from gitsync.sandbox.store import Expired, Json
 NAME = "sandbox"
 _OPTIONS = Options(manager="kubelet", validation="Ignore")
 _BACKOFF = (10.0, 300.0)
+_LAST_WORDS = 2.0  # seconds that whoever follows a log has to read to its end
 _log = structlog.get_logger(__name__)
 
 
@@ -218,11 +219,18 @@ class Node:
         elif "sinceTime" in query:
             args += ["--since", query["sinceTime"]]
         left = int(query.get("limitBytes") or 0) or (1 << 62)
-        async for chunk in self.engine.logs(target, args):
-            yield chunk[:left]
-            left -= len(chunk)
-            if left <= 0:
-                return
+        found.readers += 1
+        found.unread.clear()
+        try:
+            async for chunk in self.engine.logs(target, args):
+                yield chunk[:left]
+                left -= len(chunk)
+                if left <= 0:
+                    return
+        finally:
+            found.readers -= 1
+            if not found.readers:
+                found.unread.set()
 
 
 @dataclass(slots=True)
@@ -233,6 +241,8 @@ class _Container:
     init: bool
     id: str = ""
     previous: str = ""
+    readers: int = 0  # of its log, now
+    unread: asyncio.Event = field(default_factory=asyncio.Event)  # set once nobody reads it any more
     state: Json = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
     last: Json = field(default_factory=dict[str, Any])
     restarts: int = 0
@@ -435,6 +445,11 @@ class _Pod:
                 await self._sources.wait()
 
     async def _clean(self) -> None:
+        with suppress(TimeoutError):  # its last words vanish with a container
+            async with asyncio.timeout(_LAST_WORDS):
+                for each in self.containers.values():
+                    if each.readers:
+                        await each.unread.wait()
         ids = [each for it in self.containers.values() for each in (it.id, it.previous) if each]
         if ids:
             await asyncio.shield(self._node.engine.remove(*ids))

@@ -58,7 +58,15 @@ class Cluster:
 
     async def kubectl(self, *args: str, stdin: str = "", ok: bool = True) -> str:
         """Output of kubectl in the test's namespace; both streams."""
-        process = await asyncio.create_subprocess_exec(
+        process = await self.kubectl_process(*args)
+        async with asyncio.timeout(60):
+            out, _ = await process.communicate(stdin.encode())
+        text = out.decode()
+        assert (process.returncode == 0) is ok, text
+        return text
+
+    async def kubectl_process(self, *args: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
             shutil.which("kubectl") or "kubectl",
             "--namespace",
             self.api.namespace,
@@ -68,11 +76,6 @@ class Cluster:
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, "KUBECONFIG": str(self.sandbox.kubeconfig)},
         )
-        async with asyncio.timeout(60):
-            out, _ = await process.communicate(stdin.encode())
-        text = out.decode()
-        assert (process.returncode == 0) is ok, text
-        return text
 
     async def apply(self, *objects: Json) -> None:
         """Server-side apply of each object; what it says of versions and namespaces is filled in."""

@@ -178,7 +178,7 @@ async def test_a_startup_probe_holds_the_others_back(cluster: Cluster, image: st
 
 
 async def test_a_pod_is_stopped_gently_and_then_not(cluster: Cluster, image: str) -> None:
-    gentle = pod("gentle", image, 'trap "echo bye; exit 0" TERM; while :; do sleep 0.1; done')
+    gentle = pod("gentle", image, 'trap "echo bye; exit 0" TERM; echo hello; while :; do sleep 0.1; done')
     gentle["spec"]["terminationGracePeriodSeconds"] = 20
     stubborn = pod("stubborn", image, 'trap "" TERM; while :; do sleep 0.1; done')
     hooked = pod(
@@ -193,8 +193,10 @@ async def test_a_pod_is_stopped_gently_and_then_not(cluster: Cluster, image: str
         await cluster.apply(body)
     for name in ("gentle", "stubborn", "hooked"):
         await cluster.until("pods", name, running)
-    follow = asyncio.create_task(cluster.kubectl("logs", "--follow", "gentle"))
-    await asyncio.sleep(0.5)
+    follow = await cluster.kubectl_process("logs", "--follow", "gentle")
+    assert follow.stdout is not None
+    async with asyncio.timeout(20):
+        assert await follow.stdout.readline() == b"hello\n"
     loop = asyncio.get_running_loop()
     started = loop.time()
     for name in ("gentle", "stubborn", "hooked"):
@@ -205,7 +207,8 @@ async def test_a_pod_is_stopped_gently_and_then_not(cluster: Cluster, image: str
     assert loop.time() - started < 15, "SIGTERM was not delivered"
     await cluster.gone("pods", "stubborn")
     await cluster.gone("pods", "hooked")
-    assert "bye" in await follow
+    said, _ = await follow.communicate()
+    assert said == b"bye\n"
     assert (cluster.sandbox.kubeconfig.parent / "pre").exists()
 
 
