@@ -16,6 +16,7 @@ import random
 import ssl
 import sys
 import tempfile
+import threading
 import time
 from asyncio import sslproto
 from base64 import b64decode, b64encode
@@ -142,8 +143,16 @@ class _Read:
     rotates: bool
 
 
-@cache
+_importing = threading.Lock()
+
+
 def _library() -> tuple[Any, Any, Callable[[], Any]]:
+    with _importing:  # two threads at once would take the modules from each other
+        return _imported()
+
+
+@cache
+def _imported() -> tuple[Any, Any, Callable[[], Any]]:
     """What of the library reads configurations: ``config``, ``kube_config`` and ``Configuration``.
 
     Its packages import 850 modules of typed models, which take 35 MB and half a second and are not used here. So they

@@ -204,3 +204,16 @@ import kubernetes_asyncio
 assert kubernetes_asyncio.client.CoreV1Api and kubernetes_asyncio.client.ApiClient
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_threads_that_begin_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from gitsync.cluster.client import access\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    list(pool.map(lambda _: asyncio.run(access(sys.argv[1])), range(8)))\n"
+    )
+    config = kubeconfig(tmp_path / "config", {"token": "t"})
+    done = subprocess.run([sys.executable, "-c", script, config], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
