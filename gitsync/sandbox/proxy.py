@@ -50,7 +50,7 @@ class _Served:
 
 
 class Proxy:
-    """``run`` follows Services and pods until it is cancelled, and then closes every listener and connection."""
+    """``run`` follows Services until it is cancelled, and then closes every listener and connection."""
 
     def __init__(
         self, registry: Registry, dialer: Dialer, *, gateway: str = "", network: NetworkNamespace | None = None
