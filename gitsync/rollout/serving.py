@@ -27,6 +27,8 @@ WORKLOADS = frozenset(
         ("batch", "Job"),
     }
 )
+#: Kinds that are healthy only if every one of their pods is ready.
+_COUNTED = frozenset({DEPLOYMENT, ("apps", "StatefulSet"), ("apps", "ReplicaSet"), ("", "ReplicationController")})
 SERVICE_OF_SLICE = "kubernetes.io/service-name"
 _REVISION = "deployment.kubernetes.io/revision"
 
@@ -96,6 +98,9 @@ def judge(obj: Json | None, ref: ObjectRef, world: World, *, ours: Collection[Ke
     new, old = pods_of(obj, world)
     if ref.kind == "Pod" and verdict.status is HealthStatus.DEGRADED and starts_again(obj):
         verdict = replace(verdict, status=HealthStatus.PROGRESSING)  # an update in place restarts it
+    if verdict.status is HealthStatus.HEALTHY and (ref.group, ref.kind) in _COUNTED and (name := _unready(new)):
+        # A pod tells before its controller has counted it.
+        verdict = Health(status=HealthStatus.PROGRESSING, message=f"pod {name} is not ready", ref=ref)
     if verdict.status is not HealthStatus.HEALTHY:
         workload = None if ref.kind == "Pod" else obj
         standing = [pod for pod in old if not _is_terminating(pod)]
@@ -118,6 +123,26 @@ def judge(obj: Json | None, ref: ObjectRef, world: World, *, ours: Collection[Ke
     if gone:
         return Judgement(health=Health(status=HealthStatus.PROGRESSING, message=gone, ref=ref), lingering=True)
     return Judgement(health=verdict)
+
+
+def started(workload: Json, world: World) -> frozenset[tuple[str, int]]:
+    """The pods of the applied version whose readiness says only that their processes were started: (UID, restarts).
+
+    The kubelet calls a container without a readiness or startup probe ready in the moment in which it starts, and one
+    that crashes at once is for that moment as available as one that serves. Not so where a controller counts only what
+    has stayed ready (``minReadySeconds``), nor for pods that are meant to end.
+    """
+    if part(workload, "spec").get("minReadySeconds") or workload["kind"] == "Job":
+        return frozenset()
+    found: set[tuple[str, int]] = set()
+    for pod in pods_of(workload, world)[0]:
+        containers: list[Json] = part(pod, "spec").get("containers") or []
+        probed = all("readinessProbe" in each or "startupProbe" in each for each in containers)
+        if not probed and _is_ready(pod):
+            statuses: list[Json] = part(pod, "status").get("containerStatuses") or []
+            restarts = sum(int(each.get("restartCount") or 0) for each in statuses)
+            found.add((pod["metadata"]["uid"], restarts))
+    return frozenset(found)
 
 
 def pods_of(workload: Json, world: World) -> tuple[list[Json], list[Json]]:
@@ -155,6 +180,13 @@ def _newest_replica_set(workload: Json, world: World) -> str:
         if wanted and part(each, "metadata", "annotations").get(_REVISION) == wanted:
             return str(each["metadata"]["uid"])
     return str(max(mine, key=revision)["metadata"]["uid"]) if mine else ""
+
+
+def _unready(pods: Iterable[Json]) -> str:
+    """The name of a pod that is meant to run and is not ready, or "". One that failed or was evicted is replaced."""
+    ended = ("Failed", "Succeeded")
+    waits = (pod for pod in pods if part(pod, "status").get("phase") not in ended and not _is_ready(pod))
+    return next((pod["metadata"]["name"] for pod in waits), "")
 
 
 def _unserved(pods: Iterable[Json], world: World) -> str:

@@ -32,11 +32,14 @@ from gitsync.rollout.serving import (
     pods_of,
     ready_share,
     serving_before,
+    started,
 )
 from gitsync.rollout.target import Key, Target, part
 
 MARGIN = 60.0
 """Seconds that our own clock waits longer than a controller's or a pod's own deadline."""
+STEADY = 5.0
+"""Seconds that a pod must have run where nothing but its start says that it serves (``serving.started``)."""
 LOG_LIMIT = 2000  # characters of a container's log in a message
 
 #: Groups whose kinds are healthy by existing when they have no status; a custom resource may not have one *yet*.
@@ -148,6 +151,7 @@ class _Wait:
         self._began = time.monotonic()
         self._health: dict[Key, Health] = {}
         self._since: dict[Key, float] = {}  # when an object's judgement last changed
+        self._started: dict[tuple[str, int], float] = {}  # pods that nothing probes, and when they were seen to run
         self._lowest: float | None = None
         self._blamed: tuple[ObjectRef, Explanation] | None = None
 
@@ -316,6 +320,7 @@ class _Wait:
                 pending = True
                 continue
             if _is_settled(judgement.health):
+                pending |= key not in self._lenient and not self._steady(key, now)
                 continue
             stalled = now - self._since[key] > self._patience(key, judgement)
             if judgement.lingering and stalled:
@@ -327,6 +332,14 @@ class _Wait:
                 return self._outcome(now, verdict, ref, judgement)
             pending = True
         return None if pending else self._outcome(now, Verdict.HEALTHY)
+
+    def _steady(self, key: Key, now: float) -> bool:
+        """Whether what runs without a probe has run for a while. By our own clock: a node's may differ."""
+        obj = self._objects.get(key)
+        if obj is None or key[:2] not in WORKLOADS:
+            return True
+        since = [self._started.setdefault(start, now) for start in started(obj, self._world)]
+        return now - max(since, default=float("-inf")) >= STEADY
 
     def _verdict(self, ref: ObjectRef, judgement: Judgement, stalled: bool) -> Verdict | None:
         reason = judgement.explanation

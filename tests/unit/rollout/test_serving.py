@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gitsync.model import HealthStatus, Json, ObjectRef
-from gitsync.rollout.serving import World, common_selector, judge, pods_of, ready_share, serving_before
+from gitsync.rollout.serving import World, common_selector, judge, pods_of, ready_share, serving_before, started
 
 WEB = ObjectRef(group="apps", version="v1", kind="Deployment", namespace="shop", name="web")
 SET = ObjectRef(group="apps", version="v1", kind="StatefulSet", namespace="shop", name="db")
@@ -46,6 +46,12 @@ def pod(name: str, *, ready: bool = True, dying: bool = False, revision: str = "
     return {"kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": {}, "status": {"conditions": [condition]}}
 
 
+def evicted() -> Json:
+    made = pod("evicted", ready=False)
+    made["status"]["phase"] = "Failed"
+    return made
+
+
 def world(*pods: tuple[Json, str], endpoints: tuple[str, ...] = (), services: bool = True) -> World:
     """Pods with their owners; ``endpoints`` are UIDs, ``!`` before one that is not ready."""
     made = World(
@@ -84,6 +90,8 @@ NEW, OLD = pod("new"), pod("old")
             "2 old pods are still shutting down",
             True,
         ),
+        (world((NEW, "rs2"), (pod("late", ready=False), "rs2"), endpoints=("new",)), "pod late is not ready", False),
+        (world((NEW, "rs2"), (evicted(), "rs2"), endpoints=("new",)), "", False),
     ],
 )
 def test_a_deployment_that_claims_to_be_done(around: World, message: str, lingering: bool) -> None:
@@ -170,3 +178,29 @@ def test_shares_count_only_ready_endpoints_of_the_workload() -> None:
 )
 def test_one_selector_covers_many(selectors: list[dict[str, str]], expected: str) -> None:
     assert common_selector(selectors) == expected
+
+
+def running(*probes: str, ready: bool = True, restarts: int = 0) -> Json:
+    """A pod of one container per probe; "" is a container that has none."""
+    made = pod("new", ready=ready)
+    made["spec"]["containers"] = [{"name": f"c{n}"} | ({each: {}} if each else {}) for n, each in enumerate(probes)]
+    made["status"]["containerStatuses"] = [{"name": f"c{n}", "restartCount": restarts} for n in range(len(probes))]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "spec", "expected"),
+    [
+        (running(""), {}, {("new", 0)}),
+        (running("livenessProbe"), {}, {("new", 0)}),
+        (running("readinessProbe", ""), {}, {("new", 0)}),
+        (running("", "", restarts=1), {}, {("new", 2)}),  # a restart is a start of its own
+        (running("readinessProbe", "startupProbe"), {}, set[tuple[str, int]]()),
+        (running("", ready=False), {}, set[tuple[str, int]]()),
+        (running(""), {"minReadySeconds": 3}, set[tuple[str, int]]()),
+    ],
+)
+def test_whose_readiness_is_only_a_start(made: Json, spec: Json, expected: set[tuple[str, int]]) -> None:
+    workload = deployment()
+    workload["spec"] |= spec
+    assert started(workload, world((made, "rs2"))) == expected

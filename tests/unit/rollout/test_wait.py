@@ -106,6 +106,29 @@ async def test_crash_loops_speak_against_the_commit(target: Target, node: Node, 
     assert "CrashLoopBackOff" in outcome.message
 
 
+async def test_a_start_that_no_probe_confirms_has_to_last(
+    target: Target, node: Node, namespace: str, cluster: Cluster
+) -> None:
+    unprobed = deployment(namespace)
+    del unprobed["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]
+    available = asyncio.Event()
+
+    def hear(health: Health) -> None:
+        if health.status is HealthStatus.HEALTHY:
+            available.set()
+
+    applied = await apply_wave(target, [change(target, unprobed)])
+    waiting = asyncio.create_task(wait_healthy(target, applied, on_health=hear))
+    async with asyncio.timeout(30):
+        await available.wait()  # a kubelet says so of a container that has started and is about to crash
+        (pod,) = (await cluster.list(await cluster.resource("", "v1", "Pod"), namespace=namespace)).items
+        crash = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting"}}
+        about = body(ObjectRef.of(pod), status=status_of(pod, ready=False, state=crash, restartCount=3))
+        await cluster.apply(about, subresource="status", manager="node")
+        outcome = await waiting
+    assert (outcome.verdict, outcome.blame) == (Verdict.FAILED, Blame.COMMIT)
+
+
 async def test_one_crash_proves_nothing_yet(target: Target, node: Node, namespace: str) -> None:
     waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting"}}
     node.decide = lambda pod: status_of(pod, ready=False, state=waiting, restartCount=1)
