@@ -734,7 +734,7 @@ def sandbox(
     engine: Annotated[str, typer.Option(help="podman, docker or none; default: whichever is there.")] = "",
 ) -> None:
     """Run a throw-away one-node cluster until Ctrl-C: real containers, no Kubernetes needed."""
-    from gitsync.sandbox import Sandbox
+    from gitsync.sandbox import Sandbox, SandboxError
 
     async def work() -> None:
         stop = asyncio.Event()
@@ -746,7 +746,10 @@ def sandbox(
             await stop.wait()
             err.print("removing everything", markup=False)
 
-    run(work())
+    try:
+        run(work())
+    except SandboxError as error:
+        fail(f"starting the sandbox: {error}")
 
 
 class Story:

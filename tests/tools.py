@@ -8,7 +8,7 @@ import sys
 
 from tests.cluster.packages import PROGRAMS, PackageError, install
 
-DEMO = ("buildah", "busybox", "docker-registry", "git", "ip", "node", "podman", "runc")
+DEMO = ("buildah", "busybox", "docker-registry", "git", "ip", "node", "podman", "runc", "slirp4netns")
 NEEDED = (*DEMO, "openssl", "skopeo")
 
 

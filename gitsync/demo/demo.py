@@ -19,8 +19,7 @@ from gitsync.errors import GitsyncError, Invalid, Transient
 from gitsync.report.log import configure
 from gitsync.report.redact import Redactor
 from gitsync.sandbox import Sandbox
-from gitsync.sandbox.engine import Engine, EngineError, find
-from gitsync.sandbox.sandbox import SandboxError
+from gitsync.sandbox.engine import Engine, SandboxError, find
 from gitsync.service import Service, run_repository
 from gitsync.settings import Settings
 from gitsync.web.board import Step, StepState, View
@@ -89,7 +88,7 @@ async def run(options: Options, screen: Screen) -> Figures:
     try:
         async with AsyncExitStack() as stack:
             return await _Demo(options, screen, level).play(stack)
-    except (SandboxError, EngineError) as error:
+    except SandboxError as error:
         raise Invalid(str(error), doing="starting the sandbox") from error
 
 

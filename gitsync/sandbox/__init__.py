@@ -7,6 +7,7 @@ Never imports a stage of gitsync and is imported by the command line and tests a
 what it does not implement answers as the API answers for a resource that it does not have.
 """
 
+from gitsync.sandbox.engine import SandboxError
 from gitsync.sandbox.sandbox import Sandbox, serve
 
-__all__ = ["Sandbox", "serve"]
+__all__ = ["Sandbox", "SandboxError", "serve"]

@@ -31,7 +31,11 @@ if os.getppid() == int(sys.argv[1]):  # else it died before we asked to be told
 """
 
 
-class EngineError(Exception):
+class SandboxError(Exception):
+    """The sandbox cannot start; the message says what to do."""
+
+
+class EngineError(SandboxError):
     """A command of the engine failed; the message is its last line."""
 
 
@@ -244,7 +248,10 @@ class Engine:
             await process.wait()
 
     async def network(self) -> tuple[list[str], str]:
-        """Options of a container that publishes ports, and the address at which it reaches this machine's loopback."""
+        """Options of a container that publishes ports, and the address at which it reaches this machine's loopback.
+
+        ``EngineError`` if podman lacks the program that does it: its own words would not name that.
+        """
         if not self.podman:
             if sys.platform != "linux":
                 return [], "host-gateway"
@@ -254,4 +261,6 @@ class Engine:
             return [], "host-gateway"
         if shutil.which("slirp4netns"):
             return ["--network", "slirp4netns:allow_host_loopback=true"], "10.0.2.2"
+        if not shutil.which("pasta"):
+            raise EngineError("podman publishes no ports without slirp4netns or pasta: install one of the two")
         return ["--network", "pasta:-a,10.0.2.100,-n,24,-g,10.0.2.2,--map-gw"], "10.0.2.2"

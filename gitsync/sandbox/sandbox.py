@@ -17,16 +17,12 @@ from aiohttp import web
 from gitsync.sandbox import netns
 from gitsync.sandbox.api import Api
 from gitsync.sandbox.controllers import Controllers
-from gitsync.sandbox.engine import Engine, find
+from gitsync.sandbox.engine import Engine, SandboxError, find
 from gitsync.sandbox.kinds import Kinds
 from gitsync.sandbox.node import Node
 from gitsync.sandbox.proxy import Proxy
 from gitsync.sandbox.registry import Options, Registry
 from gitsync.sandbox.store import Store
-
-
-class SandboxError(Exception):
-    """The sandbox cannot start; the message says what to do."""
 
 
 class Sandbox:
@@ -92,12 +88,19 @@ class Sandbox:
         runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=2.0)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", self._port).start()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", self._port).start()
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise SandboxError(f"port {self._port} of 127.0.0.1: {why}; take another one, or 0 for any") from error
         self._stack.callback(api.closing.set)
         self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         if self.kubeconfig == Path():
             self.kubeconfig = directory / "kubeconfig"
-        write_kubeconfig(self.kubeconfig, self.url)
+        try:
+            write_kubeconfig(self.kubeconfig, self.url)
+        except OSError as error:
+            raise SandboxError(f"the kubeconfig {self.kubeconfig} cannot be written: {error.strerror}") from error
         await self._own(Controllers(self.registry).run())
         if self._engine != "none":
             await self._start_node(api, directory)

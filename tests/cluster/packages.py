@@ -30,6 +30,7 @@ PROGRAMS = {
     "podman": "podman",
     "runc": "runc",
     "skopeo": "skopeo",
+    "slirp4netns": "slirp4netns",
     "socat": "socat",
     "unshare": "util-linux",
 }

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gitsync.sandbox import Sandbox, serve
+from gitsync.sandbox import Sandbox, SandboxError, serve
 from gitsync.sandbox.engine import OWNER_LABEL, find
-from gitsync.sandbox.sandbox import SandboxError
 from tests.contract.client import Access
 from tests.sandbox.conftest import Cluster, deployment, service, start
 
@@ -203,3 +203,23 @@ async def test_serve_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
         async with aiohttp.ClientSession() as session:
             await session.get(sandbox.url)
     assert os.path.exists(path)
+
+
+def test_what_keeps_it_from_starting_is_said_in_a_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for options, path, told in (
+            (("--port", port), os.environ["PATH"], f"port {port} of 127.0.0.1: Address already in use"),
+            (("--kubeconfig", "/proc/nobody/config"), os.environ["PATH"], "/proc/nobody/config cannot be written"),
+            ((), str(tmp_path), "neither podman nor docker is on PATH: install podman"),
+        ):
+            ended = subprocess.run(
+                [sys.executable, "-m", "gitsync", "sandbox", *options],
+                env=os.environ | {"PATH": path, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+            assert ended.returncode == 1
+            assert told in ended.stderr.replace("\n", " ")
+            assert "Traceback" not in ended.stderr
+            assert list(tmp_path.iterdir()) == []
