@@ -8,8 +8,9 @@ Writers of a mirror (fetch, clean-up, discarding) hold an flock that their git p
 a killed gitsync keeps the lock, and a lock file found by the next holder is stale. Readers take no lock.
 
 Every git is a process of its own session with a deadline, killed as a group, and none is started for what is known: a
-fetch does not ask first whether there is news, and what a commit says never changes. GitPython reads repositories of
-the user's own, in a thread, closed after each use: it is a command runner here, not a cache.
+fetch does not ask first whether there is news, what a commit says never changes, and what a small fetch brought lies in
+files that need no process to be read. GitPython reads repositories of the user's own, in a thread, closed after each
+use: it is a command runner here, not a cache.
 """
 
 import asyncio
@@ -17,13 +18,17 @@ import configparser
 import contextlib
 import fcntl
 import hashlib
+import itertools
+import operator
 import os
+import re
 import shutil
 import signal
 import tempfile
 import uuid
+import zlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -62,6 +67,8 @@ _READ_TIMEOUT = 120.0  # of a local git process
 _TERMINATE = 2.0  # seconds between SIGTERM and SIGKILL
 _WATCH = 0.2  # seconds between two looks at a growing mirror
 _PACKS = 40  # a mirror with more is repacked
+_FEW = 64  # objects that are looked for in files of their own, one by one
+_COMMIT_BYTES = 64 << 10
 _COMMITS = 1024  # of which tree and parents are remembered
 _UNREACHABLE_KEPT = "2.weeks.ago"  # after a rewritten history, the old one can still be compared with
 
@@ -179,7 +186,7 @@ class GitSource:
 
     async def _commit(self, mirror: Path, kept: str, repository: str, name: str) -> Revision | None:
         """The commit that a ref of a mirror names; ``None`` if it names none."""
-        commit = await _read_words(mirror, kept)
+        commit = await asyncio.to_thread(_loose_commit, mirror, kept) or await _read_words(mirror, kept)
         if commit is None:
             return None
         self._commits[commit.sha] = commit
@@ -356,9 +363,17 @@ class GitSource:
 
     async def blobs(self, git_dir: Path, entries: Sequence[TreeEntry]) -> dict[str, bytes]:
         """Contents by path, of entries whose sizes together fit into memory."""
-        if not entries:
-            return {}
         sizes = {entry.id: entry.size for entry in entries}
+        contents: dict[str, bytes] = {}
+        if len(sizes) <= _FEW:
+            contents = await asyncio.to_thread(_loose, git_dir, sizes, "blob", _PIECE)
+            sizes = {id_: size for id_, size in sizes.items() if id_ not in contents}
+        if sizes:
+            contents |= await self._batch(git_dir, sizes)
+        return {entry.path: contents[entry.id] for entry in entries}
+
+    async def _batch(self, git_dir: Path, sizes: Mapping[str, int]) -> dict[str, bytes]:
+        """Contents by id, read by one process."""
         with tempfile.TemporaryFile() as questions:  # not a pipe: git answers while it still reads
             questions.write("".join(f"{id_}\n" for id_ in sizes).encode())
             questions.seek(0)
@@ -378,7 +393,7 @@ class GitSource:
             position = end + 1 + int(head[2])
             contents[id_] = bytes(answer[end + 1 : position])
             position += 1
-        return {entry.path: contents[entry.id] for entry in entries}
+        return contents
 
     async def blob_to(self, git_dir: Path, entry: TreeEntry, destination: int) -> None:
         """One blob's content straight to a file descriptor."""
@@ -730,6 +745,77 @@ class _Commit:
     committed_at: datetime | None
     subject: str
 
+    @classmethod
+    def made(cls, *, sha: str, tree: str, parents: tuple[str, ...], author: str, time: str, subject: str) -> "_Commit":
+        """From what git tells: ``time`` in seconds since 1970."""
+        try:
+            committed_at = datetime.fromtimestamp(int(time), UTC)
+        except (ValueError, OverflowError, OSError):  # a date that no calendar has
+            committed_at = None
+        return cls(
+            sha=sha,
+            tree=tree,
+            parents=parents,
+            author=printable(author)[:200],
+            committed_at=committed_at,
+            subject=printable(subject)[:200],
+        )
+
+
+def _loose(git_dir: Path, ids: Iterable[str], kind: str, limit: int) -> dict[str, bytes]:
+    """Contents by id of those objects that lie in files of their own, whole, and have at most ``limit`` bytes.
+
+    The others are left to git: it has them in a pack, or says what is wrong with them.
+    """
+    found: dict[str, bytes] = {}
+    for id_ in ids:
+        try:
+            with open(git_dir / "objects" / id_[:2] / id_[2:], "rb") as file:
+                whole = zlib.decompressobj().decompress(file.read(limit), limit + len(kind) + 24)
+        except (OSError, zlib.error):
+            continue
+        head, _, content = whole.partition(b"\0")
+        named = hashlib.sha1(whole, usedforsecurity=False).hexdigest() == id_  # cut short, it is another
+        if named and head == f"{kind} {len(content)}".encode():
+            found[id_] = content
+    return found
+
+
+def _loose_commit(mirror: Path, ref: str) -> "_Commit | None":
+    """What the commit says that a ref names, if ref and commit are files of their own."""
+    try:
+        sha = (mirror / ref).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    content = _loose(mirror, [sha], "commit", _COMMIT_BYTES).get(sha) if SHA.fullmatch(sha) else None
+    return _words(sha, content) if content is not None else None
+
+
+_SIGNED = re.compile(rb"(?P<name>[^<>]*?) ?<[^<>]*> (?P<time>\d+) [+-]\d{4}")
+
+
+def _words(sha: str, content: bytes) -> _Commit | None:
+    """What a commit says, from its object; ``None`` if that takes git's own knowledge (encodings, oddities)."""
+    head, _, message = content.partition(b"\n\n")
+    fields: dict[bytes, list[bytes]] = {}
+    for line in head.split(b"\n"):
+        name, _, value = line.partition(b" ")
+        fields.setdefault(name, []).append(value)  # a signature's lines go on under the name ""
+    author = _SIGNED.fullmatch(fields.get(b"author", [b""])[0])
+    committer = _SIGNED.fullmatch(fields.get(b"committer", [b""])[0])
+    if author is None or committer is None or b"encoding" in fields or b"\0" in content:
+        return None
+    lines = [line.rstrip() for line in message.split(b"\n")]
+    paragraph = itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines))
+    return _Commit.made(
+        sha=sha,
+        tree=fields[b"tree"][0].decode(),
+        parents=tuple(each.decode() for each in fields.get(b"parent", [])),
+        author=author["name"].decode("utf-8", "replace"),
+        time=committer["time"].decode(),
+        subject=b" ".join(paragraph).decode("utf-8", "replace"),
+    )
+
 
 async def _read_words(mirror: Path, name: str) -> _Commit | None:
     """What the commit says that a name stands for; ``None`` if there is no such commit."""
@@ -750,18 +836,7 @@ async def _read_words(mirror: Path, name: str) -> _Commit | None:
     if len(fields) != 6:
         return None  # a tree or a blob
     sha, tree, parents, author, time, subject = fields
-    try:
-        committed_at = datetime.fromtimestamp(int(time), UTC)
-    except (ValueError, OverflowError, OSError):  # a date that no calendar has
-        committed_at = None
-    return _Commit(
-        sha=sha,
-        tree=tree,
-        parents=tuple(parents.split()),
-        author=printable(author)[:200],
-        committed_at=committed_at,
-        subject=printable(subject)[:200],
-    )
+    return _Commit.made(sha=sha, tree=tree, parents=tuple(parents.split()), author=author, time=time, subject=subject)
 
 
 def _read_commit(git_dir: Path, name: str, repository: str, ref: str) -> Revision | None:
