@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class SandboxError(Exception):
 
 
 class EngineError(SandboxError):
-    """A command of the engine failed; the message is its last line."""
+    """A command of the engine failed; the message is its own."""
 
 
 def find(wanted: str = "") -> str:
@@ -48,6 +49,22 @@ def find(wanted: str = "") -> str:
         f"{wanted or 'neither podman nor docker'} {'is not' if wanted else 'is'} on PATH: install podman "
         "(https://podman.io) or docker, or start the sandbox with engine 'none' to have the API alone"
     )
+
+
+def _reason(text: str) -> str:
+    """The last line of what an engine said that is no advice on how to call it."""
+    advice = ("Usage:", "See '", "Run '")
+    lines = [line for line in text.strip().splitlines() if line.strip() and not line.startswith(advice)]
+    return lines[-1].removeprefix("Error: ").removeprefix("docker: ") if lines else ""
+
+
+def _gateway(configuration: bytes) -> str:
+    """The address of docker's bridge on this machine. A daemon that has just made it names the network alone."""
+    networks: list[Json] = orjson.loads(configuration) or []
+    for each in networks:
+        if ":" not in each["Subnet"]:
+            return str(each.get("Gateway") or ip_network(each["Subnet"])[1])
+    raise EngineError("docker has no bridge network, by which pods would reach Services: start dockerd with one")
 
 
 def tied(*command: str) -> list[str]:
@@ -109,8 +126,7 @@ class Engine:
                 raise EngineError(f"{args[0]} took longer than {timeout:.0f} s") from error
             raise
         if process.returncode:
-            lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-            raise EngineError(lines[-1].removeprefix("Error: "))
+            raise EngineError(_reason(err.decode(errors="replace")) or f"exit code {process.returncode}")
         return out[:_OUTPUT]
 
     async def create(self, args: Sequence[str], *, env: Mapping[str, str]) -> str:
@@ -255,8 +271,7 @@ class Engine:
         if not self.podman:
             if sys.platform != "linux":
                 return [], "host-gateway"
-            out = await self.call("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
-            return [], out.decode().strip()
+            return [], _gateway(await self.call("network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}"))
         if sys.platform != "linux":
             return [], "host-gateway"
         if shutil.which("slirp4netns"):
