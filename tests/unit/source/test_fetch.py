@@ -17,8 +17,7 @@ import pytest
 from aiohttp import web
 
 from gitsync.errors import Invalid, Refused, Transient, Waiting
-from gitsync.source import GitCredentials, GitPolicy, GitSource, Ref
-from gitsync.source.git import _git, _local_env
+from gitsync.source import GitCredentials, GitPolicy, GitSource, Ref, process
 from tests.cluster.githost import Failure, GitHost
 from tests.unit.source.conftest import LOGIN, Repository, Shop, free_port, make_repository
 
@@ -592,7 +591,7 @@ async def test_garbage_is_collected(source: GitSource, shop: Shop, host: GitHost
 async def test_output_is_bounded_by_bytes_and_rows_while_it_comes(shop: Shop) -> None:
     git = ["ls-tree", "-r", "-t", "-z", "main"]  # four rows: two directories, two files
     for limit, rows, exceeded in [(1000, 0, False), (1000, 4, False), (1000, 3, True), (100, 0, True)]:
-        result = await _git(git, env=_local_env(shop.bare), cwd=shop.bare, limit=limit, rows=rows)
+        result = await process.run(git, env=process.local_env(shop.bare), cwd=shop.bare, limit=limit, rows=rows)
         assert result.exceeded is exceeded
         assert bool(result.stdout) is not exceeded
 
@@ -611,7 +610,7 @@ async def test_file_urls_and_paths_work_by_the_flag_only(shop: Shop, tmp_path: P
 async def test_no_transport_is_open_beyond_the_urls_own(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     for url in (f"ext::touch {marker}", f"file://{tmp_path}"):
-        result = await _git(["ls-remote", "--", url], env=_local_env(tmp_path), cwd=tmp_path)
+        result = await process.run(["ls-remote", "--", url], env=process.local_env(tmp_path), cwd=tmp_path)
         assert result.code != 0
         assert "not allowed" in result.stderr
     assert not marker.exists()

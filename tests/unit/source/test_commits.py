@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gitsync.source.git import _loose, _loose_commit, _read_words
+from gitsync.source.commits import loose, loose_commit, read
 from tests.unit.source.conftest import Repository, make_repository
 
 AUTHOR = b"author Ada <ada@example.test> 1700000000 +0100\n"
@@ -35,7 +35,7 @@ def commit(repository: Repository, words: bytes) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "read"),
+    ("words", "whole"),
     [
         (AUTHOR + COMMITTER + b"\nsubject\n\nbody\n", True),
         (AUTHOR + COMMITTER + b"\nover\ntwo lines\n\nbody\n", True),
@@ -55,37 +55,37 @@ def commit(repository: Repository, words: bytes) -> Path:
         (COMMITTER + b"\nby nobody\n", False),
     ],
 )
-async def test_a_commit_says_what_git_says_of_it(repository: Repository, words: bytes, read: bool) -> None:
+async def test_a_commit_says_what_git_says_of_it(repository: Repository, words: bytes, whole: bool) -> None:
     git_dir = commit(repository, words)
-    told = await _read_words(git_dir, "refs/it")
+    told = await read(git_dir, "refs/it")
     assert told is not None
-    assert _loose_commit(git_dir, "refs/it") == (told if read else None)
+    assert loose_commit(git_dir, "refs/it") == (told if whole else None)
 
 
 def test_what_is_not_whole_is_left_to_git(repository: Repository) -> None:
     git_dir = repository.path / ".git"
     id_ = repository.blob(b"content")
     place = git_dir / "objects" / id_[:2] / id_[2:]
-    assert _loose(git_dir, [id_], "blob", 100) == {id_: b"content"}
-    assert _loose(git_dir, [id_], "commit", 100) == {}
-    assert _loose(git_dir, [id_, "0" * 40], "blob", 6) == {}
+    assert loose(git_dir, [id_], "blob", 100) == {id_: b"content"}
+    assert loose(git_dir, [id_], "commit", 100) == {}
+    assert loose(git_dir, [id_, "0" * 40], "blob", 6) == {}
     whole = place.read_bytes()
     os.chmod(place, 0o644)
     for damaged in (
         whole[:-8], b"", b"garbage", zlib.compress(b"blob 7\0CONTENT"), zlib.compress(b"blob 9\0content"),
     ):  # fmt: skip
         place.write_bytes(damaged)
-        assert _loose(git_dir, [id_], "blob", 100) == {}, damaged
+        assert loose(git_dir, [id_], "blob", 100) == {}, damaged
 
 
 def test_a_bomb_is_not_unpacked(repository: Repository) -> None:
     id_ = repository.blob(b"\0" * (1 << 20))
-    assert _loose(repository.path / ".git", [id_], "blob", 64 << 10) == {}
+    assert loose(repository.path / ".git", [id_], "blob", 64 << 10) == {}
 
 
 def test_neither_a_packed_ref_nor_one_that_names_no_commit_is_guessed_at(repository: Repository) -> None:
     git_dir = repository.path / ".git"
     for text in ("", "ref: refs/heads/main\n", "../../etc/passwd\n", f"{repository.blob(b'x')}\n", "\udcff"):
         (git_dir / "refs" / "it").write_bytes(text.encode("utf-8", "surrogateescape"))
-        assert _loose_commit(git_dir, "refs/it") is None
-    assert _loose_commit(git_dir, "refs/not-there") is None
+        assert loose_commit(git_dir, "refs/it") is None
+    assert loose_commit(git_dir, "refs/not-there") is None
