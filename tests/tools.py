@@ -9,7 +9,7 @@ import sys
 from tests.cluster.packages import PROGRAMS, PackageError, install
 
 DEMO = ("buildah", "busybox", "docker-registry", "git", "ip", "node", "podman", "runc", "slirp4netns")
-NEEDED = (*DEMO, "openssl", "skopeo")
+NEEDED = (*DEMO, "chromium", "openssl", "skopeo")
 
 
 def main(demo: bool) -> int:

@@ -14,6 +14,7 @@ PROGRAMS = {
     "apt-get": "apt",
     "buildah": "buildah",
     "busybox": "busybox-static",
+    "chromium": "chromium",
     "conntrack": "conntrack",
     "containerd": "containerd",
     "docker": "docker.io",

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gitsync.web import dashboard
-from gitsync.web.board import Changes, Commit, Deployment, PodView, Step, StepState
+from gitsync.web.board import Changes, Commit, Deployment, PodView, Step, StepState, View
 from gitsync.web.server import Options
 
 from .conftest import AT, Site, Start, view
@@ -89,10 +89,10 @@ async def test_only_http_links(public: Site, url: str) -> None:
     assert url not in (await page(public, "/applications/prod/shop")).links()
 
 
-async def test_nothing_from_a_repository_becomes_markup(public: Site) -> None:
-    clean_list = (await page(public, "/")).tags
+def evil() -> View:
+    """Every word of it was written by somebody who means harm."""
     condition = {"type": "Ready", "status": "False", "reason": EVIL, "message": EVIL}
-    public.board.views["prod/shop"] = view(
+    return view(
         repository=EVIL,
         ref=EVIL,
         status={
@@ -107,6 +107,11 @@ async def test_nothing_from_a_repository_becomes_markup(public: Site) -> None:
         history=(Deployment(revision=EVIL, at=AT, outcome=EVIL, subject=EVIL, author=EVIL, message=EVIL),),
         build_log=EVIL,
     )  # fmt: skip
+
+
+async def test_nothing_from_a_repository_becomes_markup(public: Site) -> None:
+    clean_list = (await page(public, "/")).tags
+    public.board.views["prod/shop"] = evil()
     for path in ("/", "/applications/prod/shop"):
         found = await page(public, path)
         assert [a for tag, a in found.tags if tag == "script"] == [{"src": "/static/app.js", "defer": None}]
