@@ -51,7 +51,7 @@ from gitsync.source.remote import (
     ssh_config,
 )
 from gitsync.source.snapshot import PIECE, GitSnapshot, size_of
-from gitsync.source.tree import Malformed, parse_listing, printable
+from gitsync.source.tree import Listing, Malformed, parse_listing, printable
 from gitsync.source.versions import highest
 
 Relation = Literal["same", "ahead", "behind", "diverged", "unrelated", "unknown"]
@@ -60,6 +60,7 @@ _LISTING_BYTES = 256 << 20
 _ANSWER_BYTES = 32 << 20  # ls-remote of a repository with 400,000 refs
 _PACKS = 40  # a mirror with more is repacked
 _FEW = 64  # objects that are looked for in files of their own, one by one
+_LISTED = 50_000  # paths, in all trees together that are remembered
 _COMMITS = 1024  # of which tree and parents are remembered
 _UNREACHABLE_KEPT = "2.weeks.ago"  # after a rewritten history, the old one can still be compared with
 
@@ -73,6 +74,7 @@ class GitSource:
         self._locks: dict[Path, asyncio.Lock] = {}
         self._opened: dict[str, Path] = {}  # repositories of the user's own, read in place and never written
         self._commits: OrderedDict[str, commits.Commit] = OrderedDict()  # as last read, by sha
+        self._listings: OrderedDict[str, Listing] = OrderedDict()  # by the tree's id: many follow one repository
 
     # ------------------------------------------------------------ the remote
 
@@ -231,8 +233,18 @@ class GitSource:
         """The revision's tree. ``Invalid`` when it breaks a rule of git or has too many files; ``Transient`` when the
         cache lost it (fetch again)."""
         git_dir = self._where(revision.repository)
-        origin, doing = Origin(repository=revision.repository, sha=revision.sha), "reading the commit's tree"
         root = await self._root(git_dir, _checked(revision.sha))
+        listing = self._listings.pop(root, None)
+        if listing is None or not await asyncio.to_thread(git_dir.is_dir):
+            listing = await self._list(git_dir, root, revision)
+        self._listings[root] = listing
+        while sum(len(each.paths) for each in self._listings.values()) > _LISTED:
+            self._listings.popitem(last=False)
+        return GitSnapshot(self, self._policy, git_dir, revision, listing)
+
+    async def _list(self, git_dir: Path, root: str, revision: Revision) -> Listing:
+        """Everything below a tree; ``revision`` is for telling what is wrong with it."""
+        origin, doing = Origin(repository=revision.repository, sha=revision.sha), "reading the commit's tree"
         result = await self._read(
             git_dir,
             ["ls-tree", "-r", "-t", "-z", "-l", "--full-tree", root],
@@ -254,7 +266,7 @@ class GitSource:
             raise Invalid(str(error), doing=doing, origin=origin, reason="MalformedTree") from error
         if len(listing.paths) > self._policy.max_files:
             raise too_many
-        return GitSnapshot(self, self._policy, git_dir, revision, listing)
+        return listing
 
     async def _root(self, git_dir: Path, sha: str) -> str:
         """The id of a commit's tree."""

@@ -2,14 +2,15 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gitsync.errors import Invalid, Transient
 from gitsync.model import FileMode, Snapshot
-from gitsync.source import GitPolicy, GitSnapshot, GitSource
+from gitsync.source import GitPolicy, GitSnapshot, GitSource, git, process
 from tests.unit.source.conftest import Repository
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
@@ -54,6 +55,34 @@ async def test_leaves_are_listed_by_directory_with_mode_id_and_size(work: Reposi
     assert snapshot.identity("web/run") == f"100755 {run.id}"
     assert snapshot.identity("nowhere") is None
     _protocol: Snapshot = snapshot
+
+
+async def test_a_tree_is_listed_once_whoever_asks(
+    work: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monorepo's commit concerns every Application that follows it."""
+    started: list[str] = []
+
+    async def run(arguments: Sequence[str], **options: Any) -> process.Result:
+        started.append(arguments[0])
+        return await start(arguments, **options)
+
+    start = process.run
+    monkeypatch.setattr(process, "run", run)
+    monkeypatch.setattr(git, "_LISTED", 4)
+    source = GitSource(tmp_path / "cache")
+
+    async def listed(commit: str) -> int:
+        started.clear()
+        await source.snapshot(await source.local(work.path, commit))
+        return started.count("ls-tree")
+
+    for name in ("one", "two", "three"):
+        work.write(name)
+        work.commit()
+    work.commit("the same tree")
+    assert [await listed(f"HEAD~{back}") for back in (3, 3, 2, 3)] == [1, 0, 1, 0]  # one and two paths
+    assert [await listed(f"HEAD~{back}") for back in (1, 0, 1, 3, 2)] == [1, 0, 0, 0, 1]  # three, and no more than four
 
 
 async def test_contents_are_read_by_id(work: Repository, tmp_path: Path) -> None:
