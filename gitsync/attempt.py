@@ -351,6 +351,22 @@ def recorded(history: Sequence[HistoryEntry], entry: HistoryEntry) -> tuple[Hist
     return tuple(replace(each, objects=()) if number in late else each for number, each in enumerate(entries))
 
 
+def wanted_again(record: Record, decision: Decision, images: ImageSet, digest: str) -> GoodState | None:
+    """The last good state, if another commit wants exactly that, and nothing was left to do or to say about it.
+
+    ``digest`` is ``input_digest`` of the commit. Findings name a commit's files: those are looked for anew.
+    """
+    good = record.last_good
+    if good is None or record.attempt is not None or good.findings:
+        return None
+    if (good.digest, good.settled) != (digest, decision.mark):
+        return None
+    if {image.name: image.reference for image in good.images} != {i.name: i.reference for i in images.images}:
+        return None
+    served = {ObjectRef.of(obj).key for obj in good.objects}
+    return good if served.issuperset(item.ref.key for item in record.inventory) else None  # else one is to be deleted
+
+
 def _left_behind(record: Record, prepared: Prepared) -> Iterable[Quarantined]:
     """What a rollback goes back behind: it must not come again by itself."""
     for state in (record.last_good, record.attempt):

@@ -16,6 +16,7 @@ from typing import Any
 from gitsync.application import FINALIZER, Application
 from gitsync.attempt import (
     HANDED_OVER_RETRY,
+    Decision,
     Handover,
     Memory,
     Outcome,
@@ -42,6 +43,7 @@ from gitsync.model import (
     Health,
     HealthStatus,
     InventoryItem,
+    Revision,
     Stage,
     SyncStatus,
 )
@@ -66,6 +68,23 @@ class Delivering:
         self._ledger = ledger
         self._preparing = preparing
         self._healing = healing
+
+    async def moves_on(
+        self,
+        application: Application,
+        memory: Memory,
+        good: GoodState,
+        decision: Decision,
+        revision: Revision,
+        run: Run,
+    ) -> None:
+        """A commit that wants what serves, as the watches know without asking: only the Record moves on."""
+        moved = replace(good, revision=revision)
+        await self._ledger.save(application, memory, lambda now: replace(now, last_good=moved))
+        memory.decided = decision
+        known = self._ledger.taken_up(application, moved) | self._ledger.known(memory)
+        run.succeeded(f"{revision} changes nothing in the cluster", **known)
+        self._healing.tell_health(application)
 
     async def nothing_changes(self, prepared: Prepared, memory: Memory, record: Record, run: Run) -> None:
         """A commit that changes no object and no image is deployed already: only the Record moves on."""
@@ -95,6 +114,7 @@ class Delivering:
         )
         await self._healing.follow(prepared, memory, looks)
         run.succeeded(f"{revision} changes nothing in the cluster", **self.deployed(prepared))
+        self._healing.tell_health(prepared.application)
 
     async def roll(
         self, prepared: Prepared, memory: Memory, run: Run, number: int, handover: Handover

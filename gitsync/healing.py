@@ -75,6 +75,12 @@ class Healing:
         if health := self.follower.health(application.key):
             self._lives(application.key, health)
 
+    def sees_no_difference(self, application: Application, memory: Memory) -> bool:
+        """Whether the watches alone say that all is as it was delivered. After a restart that takes one plan more."""
+        calm = memory.following and memory.applying is None and not (memory.taken_up or memory.disturbed)
+        watched = application.spec.sync.self_heal != "off" and self.follower.sees(application.key)
+        return calm and watched and not self.follower.drifted(application.key)
+
     # ------------------------------------------------------------------ what is followed
 
     def pause(self, application: Application, memory: Memory) -> None:

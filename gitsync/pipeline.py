@@ -30,6 +30,7 @@ from gitsync.attempt import (
     placed,
     ref_of,
     summary,
+    wanted_again,
 )
 from gitsync.cluster.record import Record
 from gitsync.delivering import Delivering
@@ -176,6 +177,10 @@ class Pipeline:
             images = await self._preparing.build(application, memory, record, snapshot, desired, run)
             pinned = name_jobs(pin(desired, {image.name: image.reference for image in images.images}))
         async with run.stage(Stage.PLAN):
+            again = wanted_again(record, decision, images, memory.digest)
+            if again is not None and self._healing.sees_no_difference(application, memory):
+                await self._delivering.moves_on(application, memory, again, decision, revision, run)
+                return None
             prepared = await self._preparing.plan(
                 application, memory, record, decision, pinned, images, memory.digest, run
             )

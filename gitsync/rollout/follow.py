@@ -213,6 +213,13 @@ class Follower:
 
     # ------------------------------------------------------------------ what is
 
+    def sees(self, owner: str) -> bool:
+        """Whether every object is watched and no watch is blind: what ``drifted`` does not name is as it should be."""
+        mine = [(place, watched.watcher) for place, watched in self._watched.items() if owner in watched.users]
+        places = {(group, kind, namespace) for (_, group, _, kind, namespace), _ in mine}
+        watched = all(key[:3] in places for key in self._owned.get(owner, ()))
+        return watched and all(watcher.stale_since is None for _, watcher in mine)
+
     def drifted(self, owner: str) -> Mapping[Key, Drift]:
         """Objects that differ, or are gone, as far as the watches tell."""
         return dict(self._drifted.get(owner, {}))

@@ -310,6 +310,41 @@ async def test_drift_is_put_back_and_blamed_and_nothing_else_is_touched(project:
         assert asked == [], "a reconcile with nothing to do has asked the API server"
 
 
+async def test_a_commit_that_wants_what_serves_asks_nothing_of_the_cluster(project: Project) -> None:
+    first = project.commit({"manifests/a.yaml": config_map("a", k="1")})
+    await project.follow()
+    async with project.gitsync() as running:
+        await project.serves(first)
+        asked: list[tuple[Any, ...]] = []
+        call = running.cluster._call
+
+        async def counted(*arguments: Any, **options: Any) -> Any:
+            asked.append(arguments)
+            return await call(*arguments, **options)
+
+        running.cluster._call = counted
+        noted = project.commit({"README.md": "what it is\n"})
+        await project.serves(noted)
+        assert {(verb, path.rpartition("/")[2]) for verb, path, *_ in asked} <= {
+            ("PUT", "shop.gitsync-record"),
+            ("PATCH", "status"),
+            ("POST", "events"),
+        }
+        record = await project.record()
+        assert record.last_good is not None
+        assert record.last_good.revision.sha == noted
+
+        running.cluster._call = call
+        await project.cluster.api.patch(
+            project.cluster.api.path("v1", "configmaps", "a"), {"data": {"k": "9"}}, fieldManager="mallory"
+        )
+        more = project.commit({"README.md": "what it is, and more\n"})
+        await project.serves(more)
+        async with asyncio.timeout(90):
+            while await project.data("a") != {"k": "1"}:
+                await asyncio.sleep(0.05)
+
+
 async def test_bad_luck_is_waited_out_until_a_commit_that_is_refused_takes_it_back(project: Project) -> None:
     first = project.commit({"manifests/a.yaml": config_map("a", k="1")})
     await project.follow(sync={"timeout": "5s"})

@@ -37,6 +37,7 @@ from gitsync.attempt import (
     summary,
     surviving,
     unproven,
+    wanted_again,
     without,
     without_effectless,
 )
@@ -52,6 +53,8 @@ from gitsync.model import (
     Change,
     Desired,
     FieldChange,
+    Finding,
+    Image,
     ImageSet,
     InventoryItem,
     Json,
@@ -109,6 +112,46 @@ def prepared(*changes: Change, digest: str = "d", revision: Revision = REVISION,
 
 def record(**fields: Any) -> Record:
     return Record(application=application().ref, **fields)
+
+
+# ---------------------------------------------------------------- a commit that wants what serves
+
+
+def image(digest: str, *, built: bool = False) -> Image:
+    return Image(name="web", reference=f"r/web@{digest}", digest=digest, fingerprint="f", built=built)
+
+
+SERVED = manifest("ConfigMap", "web")
+FINDING = Finding(rule="requests", level="warning", ref=SERVED.ref, origin=SERVED.origin, message="none")
+
+
+@pytest.mark.parametrize(
+    ("good", "kept", "digest", "built", "again"),
+    [
+        ({}, {}, "d", "sha256:1", True),
+        ({}, {}, "other", "sha256:1", False),
+        ({}, {}, "d", "sha256:2", False),  # the registry had lost it, and it came out different
+        ({"settled": ""}, {}, "d", "sha256:1", False),  # a deletion waits for approval
+        ({"settled": "0 3  "}, {}, "d", "sha256:1", False),  # delivered under another spec
+        ({"findings": (FINDING,)}, {}, "d", "sha256:1", False),
+        ({}, {"inventory": (item("web"), item("old"))}, "d", "sha256:1", False),  # whose deletion was denied
+        ({}, {"attempt": True}, "d", "sha256:1", False),
+        (None, {}, "d", "sha256:1", False),
+    ],
+)
+def test_a_commit_that_wants_what_serves_is_known(
+    good: Json | None, kept: Json, digest: str, built: str, again: bool
+) -> None:
+    decision = decision_of(application(), REVISION)
+    state = GoodState(
+        revision=replace(REVISION, sha=OLDER), objects=(SERVED.object,), images=(image("sha256:1"),), digest="d",
+        settled=decision.mark, at=datetime(2026, 1, 2, tzinfo=UTC),
+    )  # fmt: skip
+    before = record(inventory=(item("web"),), last_good=replace(state, **good) if good is not None else None)
+    if kept.pop("attempt", False):
+        before = begun(before, prepared())
+    images = ImageSet(images=(image(built, built=True),))
+    assert (wanted_again(replace(before, **kept), decision, images, digest) is not None) == again
 
 
 # ---------------------------------------------------------------- the attempt in the Record

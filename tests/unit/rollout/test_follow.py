@@ -232,3 +232,18 @@ async def test_an_object_that_is_wholly_as_it_was_is_not_looked_into(cluster: Cl
         await it.heard(version)
         assert looked == [version]
         assert it.drift is not None
+
+
+async def test_it_says_whether_it_would_hear_of_everything(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        (watched,) = it.follower._watched.values()
+        await it.until(lambda: watched.watcher.stale_since is None)
+        assert it.follower.sees(APP)
+        watched.watcher.stale_since = 1.0  # blind
+        assert not it.follower.sees(APP)
+        watched.watcher.stale_since = None
+        unwatchable = ObjectRef(version="v1", kind="ComponentStatus", name="etcd")
+        await it.follower.follow(APP, [Followed(ref=unwatchable, sent={}), Followed(ref=it.ref, sent=it.sent)])
+        assert not it.follower.sees(APP)
+        await it.follower.follow(APP, [Followed(ref=it.ref, sent=it.sent)])
+        assert it.follower.sees(APP)
