@@ -270,6 +270,7 @@ class Delivering:
             memory.following = False
             await self._healing.follower.forget(application.key)
             record = await self._ledger.current(application, memory)
+            record = await self._preparing.settle(application, memory, record)
             precious = [item for item in record.inventory if (item.ref.group, item.ref.kind) in NEVER_DELETED]
             doomed = [item for item in record.inventory if item not in precious]
             pruned = await prune(self._preparing.target(application), prune_order(doomed))

@@ -133,11 +133,13 @@ class Pipeline:
         async with run.stage(Stage.SOURCE):
             self._preparing.require_dependencies(application)
             record = await self._ledger.current(application, memory)
-            first, memory.resumed = not memory.resumed, True
+            first = not memory.resumed
             if first:  # what serves is told at once, not only when the first run has ended
                 self._tools.reporter.observe(
                     application, **self._ledger.known(memory), **self._ledger.quarantine_seen(memory)
                 )
+                record = await self._preparing.settle(application, memory, record)
+                memory.resumed = True  # once it was settled: a server that is away must not cost what a crash made
             resumed = await self._preparing.resume(application, memory, record, run) if first else None
             if resumed is not None:
                 return resumed
@@ -151,7 +153,11 @@ class Pipeline:
             if repair is not None and not starved:
                 return repair
             memory.fetched = time.monotonic()
-            revision = await self._preparing.fetch(application)
+            try:
+                revision = await self._preparing.fetch(application)
+            except Transient:  # nobody can say what is newer: the next run goes on with what was begun
+                memory.resumed = record.attempt is None or memory.applying is not None
+                raise
             target.sha = revision.sha
             decision = decision_of(application, revision)
             if decision in (memory.decided, memory.applying):

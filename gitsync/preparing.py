@@ -32,7 +32,7 @@ from gitsync.attempt import (
 )
 from gitsync.cluster.answers import Forbidden, NoKind
 from gitsync.cluster.client import service_account
-from gitsync.cluster.record import Attempt, Record
+from gitsync.cluster.record import Record
 from gitsync.errors import BuildFailed, GitsyncError, Held, Invalid, Refused, Waiting
 from gitsync.images import Destination, ImageUse, RegistryCredentials, describe, select
 from gitsync.ledger import Ledger, Tools
@@ -384,7 +384,6 @@ class Preparing:
         attempt = record.attempt
         if attempt is None:
             return None
-        record = await self.settle(application, memory, record, attempt)
         if attempt.generation != application.generation and attempt.phase is not Stage.RESTORE:
             return None
         run.found(str(attempt.revision))
@@ -450,9 +449,11 @@ class Preparing:
             abandons=error,
         )
 
-    async def settle(self, application: Application, memory: Memory, record: Record, attempt: Attempt) -> Record:
+    async def settle(self, application: Application, memory: Memory, record: Record) -> Record:
         """A crash may have come between a creation and its record: what we created is ours."""
-        target = self.target(application)
+        attempt, target = record.attempt, self.target(application)
+        if attempt is None:
+            return record
         known = {item.ref.key for item in record.inventory}
         live = await self.live(target, [ref for ref in attempt.creates if ref.key not in known])
         found = [

@@ -103,7 +103,7 @@ async def test_a_commit_that_fails_goes_back_whole_and_is_not_tried_again(projec
 async def test_nothing_is_written_unless_all_of_it_may_be(project: Project) -> None:
     first = project.commit({"manifests/a.yaml": config_map("a", k="1")})
     await project.follow()
-    async with project.gitsync():
+    async with project.gitsync() as running:
         await project.serves(first)
         untouched = await project.cluster.get("configmaps", "a")
         wrong = deployment("wrong", "localhost/none:1", "true")
@@ -116,11 +116,15 @@ async def test_nothing_is_written_unless_all_of_it_may_be(project: Project) -> N
         assert "manifests/wrong.yaml:" in status["lastAttempt"]["message"]
         assert await project.cluster.get("configmaps", "a") == untouched
 
-        unbuilt = web() | {"web/Dockerfile": f"FROM {project.registry.host}/base:1\nRUN echo tried && false\n"}
+        step = "RUN echo tried token=swordfish && false"
+        unbuilt = web() | {"web/Dockerfile": f"FROM {project.registry.host}/base:1\n{step}\n"}
         broken = project.commit({"manifests/a.yaml": config_map("a", k="3"), "manifests/wrong.yaml": None} | unbuilt)
         status = await project.refuses(broken)
         assert status["lastAttempt"]["stage"] == "images"
         assert await project.cluster.get("configmaps", "a") == untouched
+        shown = running.pipeline.build_log(f"{project.namespace}/shop") + str(status)
+        assert "tried token=***" in shown
+        assert "swordfish" not in shown
         logs = list((project.place / "cache" / "images" / "logs").iterdir())
         assert len(logs) == 1
         written = logs[0].stat().st_mtime_ns

@@ -1,15 +1,25 @@
-"""Who is woken by what, and how often."""
+"""Who is woken by what, and how often; what a term as leader ends with; what is never told."""
 
+import asyncio
+import logging
+from pathlib import Path
 from unittest.mock import MagicMock
 
+import orjson
 import pytest
+import structlog
 
-from gitsync.application import Application
+from gitsync.application import Application, crd
+from gitsync.attempt import Memory
+from gitsync.cluster.cache import Entry, Observed
+from gitsync.cluster.client import Cluster
+from gitsync.errors import Transient
 from gitsync.model import Health, HealthStatus, SyncStatus
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
 from gitsync.report.reporter import Reporter
-from gitsync.service import Service
+from gitsync.sandbox import Sandbox
+from gitsync.service import Service, serve, web_options
 from gitsync.settings import Settings
 from tests.unit.report.test_reporter import Sink
 
@@ -40,3 +50,60 @@ async def test_who_waits_for_an_application_is_woken_once_when_it_becomes_well(m
         reporter.observe(first, sync=SyncStatus.OUT_OF_SYNC)
         reporter.observe(first, sync=SyncStatus.SYNCED)
         assert woken == ["shop/second", "shop/second"]
+
+
+async def test_a_status_that_we_write_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    async with Reporter(Sink(), metrics=metrics, redactor=Redactor(), instance="test") as reporter:
+        service = Service(Settings.load(), MagicMock(), reporter, metrics)
+        woken: list[str] = []
+        monkeypatch.setattr(service, "wake", woken.append)
+
+        def observe(version: str, **changed: object) -> None:
+            metadata = {"name": "web", "namespace": "shop", "resourceVersion": version}
+            obj = {"metadata": metadata, "spec": {"source": {"repository": "https://git.example/shop.git"}}} | changed
+            entry = Entry("1", version, version.encode())
+            service._observed(Observed(key=("shop", "web"), entry=entry, raw=orjson.dumps(obj)))
+
+        observe("1")
+        observe("2", status={"sync": "Synced"})
+        assert woken == ["shop/web"]
+        observe("3", spec={"source": {"repository": "https://git.example/other.git"}})
+        assert woken == ["shop/web", "shop/web"]
+
+
+async def test_who_no_longer_leads_neither_writes_nor_remembers(tmp_path: Path) -> None:
+    started: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+    handlers, level = logging.root.handlers[:], logging.root.level
+    try:
+        async with Sandbox(engine="none") as sandbox:
+            async with await Cluster.connect(str(sandbox.kubeconfig)) as cluster:
+                await cluster.apply(crd())
+            settings = Settings.load(
+                kubeconfig=sandbox.kubeconfig, cache_dir=tmp_path, listen="127.0.0.1:0", builder="buildah",
+                leader_election=True, lease_namespace="default",
+            )  # fmt: skip
+            work = asyncio.create_task(serve(settings, started=started.set_result))
+            await asyncio.wait([work, started], return_when=asyncio.FIRST_COMPLETED, timeout=30)
+            service = started.result()
+            service.cluster.guard()
+            service.parsed["shop/web"], memory = application("web"), Memory(following=True)
+            service.pipeline._memories["shop/web"] = memory
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            with pytest.raises(Transient, match="not the leader"):
+                service.cluster.guard()
+            assert service.pipeline._memories == {}
+    finally:
+        logging.root.handlers[:], logging.root.level = handlers, level
+        structlog.reset_defaults()
+
+
+def test_the_secrets_of_the_surface_are_masked(tmp_path: Path) -> None:
+    token, secrets = tmp_path / "token", tmp_path / "secrets"
+    token.write_text("the-api-token\n")
+    secrets.write_text("the-first-secret\nthe-second-secret\n")
+    redactor = Redactor()
+    web_options(Settings.load(api_token_file=token, webhook_secret_file=secrets), redactor)
+    for each in ("the-api-token", "the-first-secret", "the-second-secret"):
+        assert redactor(f"it said {each}") == "it said ***"

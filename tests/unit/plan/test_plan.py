@@ -454,6 +454,12 @@ def test_the_budget_of_deletions(size: int, gone: int, is_held: bool) -> None:
     assert result.empty is is_held
 
 
+def test_what_is_only_read_does_not_widen_the_budget() -> None:
+    names = [f"c{index}" for index in range(10)]
+    mine, others = cluster(configs(*names)), cluster(configs(*(f"x{index}" for index in range(100))), owner="")
+    assert len(make(configs(*names[6:]), mine | others, inventory(mine)).held) == 6
+
+
 PRECIOUS = [
     CLAIM,
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop}}",

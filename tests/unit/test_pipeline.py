@@ -1,0 +1,779 @@
+"""One run after the other, called by hand: what is decided is also what is done, and nothing is lost on the way.
+
+git, the API server and its controllers are real; a process that dies forgets what it knew; nothing runs pods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gitsync.application import FINALIZER, Application
+from gitsync.attempt import Handover, Outcome, Prepared, Target
+from gitsync.cluster.answers import Forbidden
+from gitsync.cluster.client import Cluster
+from gitsync.cluster.record import Record, Records
+from gitsync.errors import GitsyncError, Transient, Waiting
+from gitsync.images import Images
+from gitsync.images.buildah import Buildah
+from gitsync.ledger import Defaults, Tools
+from gitsync.model import Action, Applied, Json, ObjectRef, Stage
+from gitsync.pipeline import Pipeline
+from gitsync.render import Reader
+from gitsync.report.metrics import Metrics
+from gitsync.report.redact import Redactor
+from gitsync.report.reporter import Reporter
+from gitsync.source import GitPolicy, GitSource
+from tests.unit.cluster.conftest import cluster, namespace
+from tests.unit.source.conftest import Repository, work
+
+__all__ = ["cluster", "namespace", "work"]
+
+
+AWAY = {"repository": "http://127.0.0.1:1/shop.git"}
+"""The same repository, while its host is down."""
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+class Sink:
+    """Takes whatever is told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    async def patch_status(self, ref: ObjectRef, status: Json) -> bool:
+        return True
+
+    async def create(self, obj: Json) -> Json:
+        self.events.append(f"{obj['reason']}: {obj['note']}")
+        return obj
+
+    async def patch(self, ref: ObjectRef, patch: Json) -> Json:
+        return patch
+
+
+class Room:
+    """A repository, an Application that follows it, and the pipeline."""
+
+    def __init__(self, tools: Tools, sink: Sink, work: Repository, namespace: str) -> None:
+        self.tools, self.sink, self.work, self.namespace = tools, sink, work, namespace
+        self.cluster = tools.cluster
+        self.key = f"{namespace}/shop"
+        self.pipeline = Pipeline(tools)
+        self.application: Application | None = None
+        self.follow()
+
+    def follow(self, *, generation: int = 1, deleting: bool = False, **given: Any) -> None:
+        """``annotations``: without the prefix; everything else is the spec's."""
+        annotations = {f"gitsync.dev/{key}": value for key, value in given.pop("annotations", {}).items()}
+        metadata: Json = {"name": "shop", "namespace": self.namespace, "generation": generation}
+        metadata["annotations"] = annotations
+        if deleting:
+            metadata |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FINALIZER]}
+        spec = {"source": {"repository": self.work.path.as_uri()} | given.pop("source", {})} | given
+        self.application = Application.parse(
+            {"apiVersion": "gitsync.dev/v1alpha1", "kind": "Application", "metadata": metadata, "spec": spec}
+        )
+
+    def commit(self, files: Mapping[str, Json | None]) -> str:
+        for name, obj in files.items():
+            if obj is None:
+                (self.work.path / f"manifests/{name}.json").unlink()
+            else:
+                self.work.write(f"manifests/{name}.json", json.dumps(obj))
+        return self.work.commit()
+
+    async def restart(self) -> None:
+        await self.pipeline.forget(self.key)
+        self.pipeline = Pipeline(self.tools)
+
+    async def prepare(self) -> Prepared | None:
+        return await self.pipeline.prepare(self.key, Target())
+
+    async def plan(self) -> Prepared:
+        prepared = await self.prepare()
+        assert prepared is not None, self.refusal
+        return prepared
+
+    async def apply(self, prepared: Prepared, handover: Handover | None = None) -> Outcome:
+        return await self.pipeline.apply(self.key, prepared, handover or Handover())
+
+    async def sync(self) -> Outcome:
+        return await self.apply(await self.plan())
+
+    async def record(self) -> Record:
+        assert self.application is not None
+        return await self.tools.records.load(self.application.ref)
+
+    async def live(self, name: str) -> Json | None:
+        return await self.cluster.get(self.ref(name))
+
+    async def data(self, name: str) -> Any:
+        return (await self.live(name) or {}).get("data")
+
+    async def edit(self, name: str, **data: str) -> None:
+        await self.cluster.patch(self.ref(name), {"data": data})
+
+    async def drifts(self, name: str) -> None:
+        """Until the watch has told of it."""
+        await until(lambda: self.ref(name).key in self.pipeline.follower.drifted(self.key))
+
+    def ref(self, name: str) -> ObjectRef:
+        return ObjectRef(version="v1", kind="ConfigMap", namespace=self.namespace, name=name)
+
+    @property
+    def refusal(self) -> str:
+        """The reason why the last attempt ended, "" if it did not fail."""
+        said = self.tools.reporter.said(self.key)
+        attempt = said.observation.attempt if said else None
+        return attempt.error.reason if attempt and attempt.error else ""
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def room(cluster: Cluster, namespace: str, work: Repository, tmp_path: Path) -> AsyncIterator[Room]:
+    sink, made = Sink(), list[Room]()
+    async with (
+        Reporter(sink, metrics=Metrics(), redactor=Redactor(), instance="test") as reporter,
+        Images(Buildah(tmp_path / "layers"), tmp_path / "images") as images,
+        Reader() as reader,
+    ):
+        tools = Tools(
+            applications=lambda key: made[0].application if made and key == made[0].key else None,
+            wake=lambda key: None,
+            source=GitSource(tmp_path / "cache", GitPolicy(allow_insecure_transports=True)),
+            reader=reader,
+            images=images,
+            cluster=cluster,
+            records=Records(cluster),
+            reporter=reporter,
+            defaults=Defaults(interval=3600.0),
+        )
+        made.append(Room(tools, sink, work, namespace))
+        yield made[0]
+        await made[0].pipeline.forget(made[0].key)
+
+
+def config(name: str, annotations: Json | None = None, **data: str) -> Json:
+    metadata = {"name": name, "annotations": annotations or {}}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def refused(name: str) -> Json:
+    return config(name) | {"dtaa": {}}
+
+
+def endless(wave: str = "0") -> Json:
+    """A Job whose pods no node takes."""
+    pod = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "localhost/none:1"}]}
+    metadata = {"name": "endless", "annotations": {"gitsync.dev/sync-wave": wave}}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": {"spec": pod}}}
+
+
+def deployment(**spec: Any) -> Json:
+    """Its pods are not taken by any node either."""
+    container = {"name": "web", "image": "localhost/none@sha256:" + "0" * 64}
+    template = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [container]}}
+    whole = {"selector": {"matchLabels": {"app": "web"}}, "template": template} | spec
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": whole}
+
+
+def fails_at(
+    monkeypatch: pytest.MonkeyPatch, room: Room, call: str, name: str, error: Exception, *, after: bool = False
+) -> None:
+    """The next ``call`` that is about the object of this name fails, before or after it was done. No dry run counts."""
+    real, left = getattr(room.cluster, call), [error]
+
+    async def once(about: Any, *arguments: Any, **options: Any) -> Any:
+        named = about.name if isinstance(about, ObjectRef) else about["metadata"]["name"]
+        hit = bool(left) and named == name and not options.get("dry_run")
+        if hit and not after:
+            raise left.pop()
+        answer = await real(about, *arguments, **options)
+        if hit:
+            raise left.pop()
+        return answer
+
+    monkeypatch.setattr(room.cluster, call, once)
+
+
+def forbidden(ref: ObjectRef) -> Forbidden:
+    message = f'configmaps "{ref.name}" is forbidden: User "u" cannot get resource "configmaps" in API group ""'
+    return Forbidden(message, doing="reading", ref=ref, retry_after=15)
+
+
+# ---------------------------------------------------------------- what a person has to say first
+
+
+async def test_a_history_that_was_rewritten_is_held_and_never_condemned(room: Room) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b")})
+    await room.sync()
+    room.work.git("checkout", "--quiet", "--orphan", "other")
+    rewritten = room.commit({"a": config("a", k="2")})
+    room.work.git("branch", "--quiet", "--force", "main", "other")
+    assert await room.prepare() is None
+    assert room.refusal == "UnrelatedHistory"
+    assert (await room.record()).quarantine == ()
+    room.follow(annotations={"approve": "f" * 40})
+    assert await room.prepare() is None, "somebody else's approval"
+    room.follow(annotations={"approve": rewritten})
+    await room.sync()
+    assert await room.data("a") == {"k": "2"}
+
+
+async def test_an_approval_of_another_commit_deletes_nothing(room: Room) -> None:
+    room.commit({f"c{number}": config(f"c{number}") for number in range(7)})
+    await room.sync()
+    room.commit({f"c{number}": None for number in range(6)})
+    room.follow(annotations={"approve": "f" * 40})
+    assert await room.prepare() is None
+    assert await room.live("c0") is not None
+    assert len((await room.record()).inventory) == 7
+
+
+async def test_nothing_is_done_while_it_is_suspended(room: Room) -> None:
+    room.commit({"a": config("a")})
+    room.follow(sync={"suspend": True})
+    assert await room.prepare() is None
+    room.follow()
+    assert (await room.sync()).delivered
+
+
+# ---------------------------------------------------------------- quarantine
+
+
+async def test_what_was_refused_is_judged_again_for_another_spec_and_once_for_each_retry(room: Room) -> None:
+    room.commit({"a": refused("a")})
+    assert (await room.prepare(), room.refusal) == (None, "Refused")
+    assert len((await room.record()).quarantine) == 1
+    for generation, asked, reason in (
+        (1, {}, "Quarantined"),
+        (2, {}, "Refused"),
+        (2, {}, "Quarantined"),
+        (2, {"retry": "now"}, "Refused"),
+        (2, {"retry": "now"}, "Quarantined"),
+        (2, {"retry": "again"}, "Refused"),
+    ):
+        await room.restart()
+        room.follow(generation=generation, annotations=asked)
+        assert (await room.prepare(), room.refusal) == (None, reason)
+
+
+async def test_what_was_refused_is_not_looked_at_again(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.commit({"web": deployment(strategy={"type": "Recreate"})})
+    room.follow(zeroDowntime="enforce")
+    assert (await room.prepare(), room.refusal) == (None, "ZeroDowntime")
+    asked: list[object] = []
+
+    async def counted(*arguments: object, **options: object) -> None:
+        asked.append(arguments)
+        raise Transient("not now")
+
+    monkeypatch.setattr(room.cluster, "_call", counted)
+    assert await room.prepare() is None
+    assert asked == []
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_right_that_was_taken_is_waited_for(room: Room, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
+    room.commit({"a": config("a", k="1")})
+    if before:
+        await room.sync()
+        room.commit({"a": config("a", k="2")})
+    for call in ("get", "apply"):
+        with monkeypatch.context() as patch:
+            real = getattr(room.cluster, call)
+
+            async def deny(about: Any, *arguments: Any, real: Any = real, **options: Any) -> Any:
+                ref = about if isinstance(about, ObjectRef) else ObjectRef.of(about)
+                if ref.kind == "ConfigMap":
+                    raise forbidden(ref)
+                return await real(about, *arguments, **options)
+
+            patch.setattr(room.cluster, call, deny)
+            await room.restart()
+            if before:
+                with pytest.raises(Forbidden):
+                    await room.prepare()
+                assert (await room.record()).quarantine == ()
+            else:
+                assert await room.prepare() is None
+    assert len((await room.record()).quarantine) == (0 if before else 1)
+    assert await room.data("a") == ({"k": "1"} if before else None)
+
+
+# ---------------------------------------------------------------- whose it is
+
+
+async def test_what_another_application_keeps_is_taken_only_if_the_server_says_that_it_is_gone(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"gitsync.dev/application": "other", "gitsync.dev/application-namespace": room.namespace}
+    theirs = config("a", k="theirs")
+    theirs["metadata"] |= {"namespace": room.namespace, "labels": labels}
+    await room.cluster.apply(theirs, manager="somebody")
+    room.commit({"a": config("a", k="ours")})
+    real = room.cluster.get
+    answers: list[Json | Forbidden] = [{"metadata": {}}, forbidden(room.ref("other"))]
+    for answer in answers:
+
+        async def get(ref: ObjectRef, *, answer: Any = answer, **options: Any) -> Json | None:
+            if ref.name != "other":
+                return await real(ref, **options)
+            if isinstance(answer, GitsyncError):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(room.cluster, "get", get)
+        await room.restart()
+        assert (await room.prepare(), room.refusal) == (None, "OwnedByAnother")
+
+    async def gone(ref: ObjectRef, **options: Any) -> Json | None:
+        return None if ref.name == "other" else await real(ref, **options)
+
+    monkeypatch.setattr(room.cluster, "get", gone)
+    await room.restart()
+    await room.sync()
+    assert await room.data("a") == {"k": "ours"}
+
+
+async def test_what_is_there_as_it_is_wanted_is_ours_from_then_on(room: Room) -> None:
+    room.commit({"a": config("a")})
+    await room.sync()
+    labels = {"gitsync.dev/application": "shop", "gitsync.dev/application-namespace": room.namespace}
+    there = config("b", k="v")
+    there["metadata"] |= {"namespace": room.namespace, "labels": labels}
+    await room.cluster.apply(there)
+    room.commit({"b": config("b", k="v")})
+    assert await room.prepare() is None, "nothing had to be changed"
+    assert {item.ref.name for item in (await room.record()).inventory} == {"a", "b"}
+
+
+async def test_what_a_person_deleted_and_git_gave_up_is_ours_no_longer(room: Room) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b")})
+    await room.sync()
+    await room.cluster.delete(room.ref("b"), str((await room.live("b") or {})["metadata"]["uid"]))
+    room.commit({"a": config("a", k="2"), "b": None})
+    await room.pipeline.forget(room.key)  # else it would be put back first
+    await room.sync()
+    assert {item.ref.name for item in (await room.record()).inventory} == {"a"}
+
+
+async def test_everything_is_done_with_the_rights_of_the_account_that_is_named(room: Room) -> None:
+    room.commit({"a": config("a")})
+    room.follow(sync={"serviceAccountName": "deployer"})
+    assert (await room.plan()).target.impersonate == f"system:serviceaccount:{room.namespace}:deployer"
+
+
+async def test_the_password_of_a_secret_is_masked_from_then_on(room: Room) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": room.namespace}}
+    await room.cluster.apply(secret | {"stringData": {"username": "u", "password": "hunter2-hunter2"}})
+    room.commit({"a": config("a")})
+    room.follow(source={"secretRef": {"name": "login"}})
+    await room.plan()
+    assert room.tools.reporter.redactor("it said hunter2-hunter2") == "it said ***"
+
+
+# ---------------------------------------------------------------- killed, or cut off, in the middle
+
+
+async def killed_after(room: Room, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The object is sent, and the process dies before it can record that."""
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "apply", name, Killed(), after=True)
+        with pytest.raises(ExceptionGroup):
+            await room.sync()
+    await room.restart()
+
+
+async def test_what_a_crash_made_is_known_although_the_server_does_not_answer_at_first(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a")})
+    await room.sync()
+    room.commit({"b": config("b")})
+    await killed_after(room, monkeypatch, "b")
+    room.commit({"b": None})
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "get", "b", Transient("it is away"))
+        with pytest.raises(Transient, match="it is away"):
+            await room.prepare()
+    room.follow(generation=2)  # what was begun has no future
+    await room.sync()
+    assert await room.live("b") is None
+    assert {item.ref.name for item in (await room.record()).inventory} == {"a"}
+
+
+async def test_what_somebody_else_has_made_since_a_crash_is_theirs(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.commit({"a": config("a")})
+    await room.sync()
+    room.commit({"b": config("b")})
+    await killed_after(room, monkeypatch, "b")
+    await room.cluster.delete(room.ref("b"), str((await room.live("b") or {})["metadata"]["uid"]))
+    theirs = config("b", k="theirs")
+    theirs["metadata"]["namespace"] = room.namespace
+    await room.cluster.apply(theirs, manager="somebody")
+    room.commit({"b": None})
+    room.follow(generation=2)
+    await room.prepare()
+    assert {item.ref.name for item in (await room.record()).inventory} == {"a"}
+
+
+async def test_what_was_begun_goes_on_without_git_although_the_server_did_not_answer_at_first(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    sha = room.commit({"a": config("a", k="2"), "b": config("b")})
+    await killed_after(room, monkeypatch, "b")
+    room.follow(source=AWAY)
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "get", "a", Transient("it is away"))
+        with pytest.raises(Transient, match="it is away"):
+            await room.prepare()
+    with pytest.raises(Transient):
+        await room.prepare()  # and git is not there to say what is newer
+    assert (await room.sync()).delivered
+    good = (await room.record()).last_good
+    assert good is not None
+    assert good.revision.sha == sha
+
+
+async def test_what_landed_is_recorded_although_the_rest_was_bad_luck(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a")})
+    await room.sync()
+    room.commit({"b": config("b"), "c": config("c")})
+    prepared = await room.plan()
+    fails_at(monkeypatch, room, "apply", "c", Transient("it is away"))
+    with pytest.raises(Transient, match="it is away"):
+        await room.apply(prepared)
+    assert {item.ref.name for item in (await room.record()).inventory} == {"a", "b"}
+
+
+async def test_a_save_whose_answer_was_lost_is_read_before_the_next_one(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2")})
+    prepared = await room.plan()
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "update", "shop.gitsync-record", Transient("no answer"), after=True)
+        with pytest.raises(Transient, match="no answer"):
+            await room.apply(prepared)
+    await room.sync()
+    assert await room.data("a") == {"k": "2"}
+
+
+async def test_a_record_that_does_not_change_is_not_written(room: Room) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    before = (await room.record()).stored.generation
+    room.commit({"a": config("a", k="2")})
+    await room.sync()
+    assert (await room.record()).stored.generation == before + 2  # that it began, and that it serves
+
+
+async def test_a_restore_goes_on_whatever_the_spec_says_now(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2")})
+    await killed_after(room, monkeypatch, "a")
+    record = await room.record()
+    assert record.attempt is not None
+    await room.tools.records.save(replace(record, attempt=replace(record.attempt, phase=Stage.RESTORE)))
+    room.follow(generation=2)
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+
+
+async def test_what_has_to_be_taken_back_is_taken_back_after_bad_luck_too(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2"), "b": config("b")})
+    prepared = await room.plan()
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "apply", "b", Transient("it is away"))
+        with pytest.raises(Transient):
+            await room.apply(prepared)
+    room.commit({"a": refused("a")})
+    abandoned = await room.plan()
+    assert abandoned.abandons is not None
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "apply", "a", Transient("it is away"))
+        with pytest.raises(Transient):
+            await room.apply(abandoned)
+    await room.sync()
+    record = await room.record()
+    assert record.attempt is None
+    assert await room.data("a") == {"k": "1"}
+    assert all(entry.digest for entry in record.quarantine), "bad luck was held against a commit"
+
+
+async def test_what_could_not_be_asked_before_is_asked_before_any_of_its_wave_is_written(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{room.namespace}-made"
+    good, bad = config("good"), deployment(replicas=-1)
+    for each in (good, bad):
+        each["metadata"]["namespace"] = name
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    room.commit({"space": space, "good": good, "bad": bad})
+    prepared = await room.plan()
+    sent: list[str] = []
+    real = room.cluster.apply
+
+    async def heard(obj: Json, **options: Any) -> Applied:
+        if not options.get("dry_run"):
+            sent.append(obj["metadata"]["name"])
+        return await real(obj, **options)
+
+    monkeypatch.setattr(room.cluster, "apply", heard)
+    await room.apply(prepared)
+    assert (sent, room.refusal) == ([name], "RolloutFailed")
+
+
+# ---------------------------------------------------------------- two lanes
+
+
+async def test_a_newer_commit_that_is_refused_does_not_touch_the_rollout_under_way(room: Room) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2"), "job": endless()})
+    handover = Handover()
+    rolling = asyncio.create_task(room.apply(await room.plan(), handover))
+    while await room.data("a") != {"k": "2"}:
+        await asyncio.sleep(0.005)
+    room.commit({"a": refused("a")})
+    assert await room.prepare() is None
+    assert not rolling.done()
+    handover.request()
+    assert not (await rolling).delivered
+    assert await room.data("a") == {"k": "2"}
+
+
+async def test_what_was_sent_and_never_seen_to_serve_is_not_called_good(room: Room) -> None:
+    room.commit({"web": deployment(progressDeadlineSeconds=1)})
+    handover = Handover()
+    rolling = asyncio.create_task(room.apply(await room.plan(), handover))
+    deployments = await room.cluster.resource("apps", "v1", "Deployment")
+    while not (await room.cluster.list(deployments, namespace=room.namespace)).items:
+        await asyncio.sleep(0.005)
+    handover.request()
+    await rolling
+    await room.restart()
+    again = await room.plan()
+    assert {change.action for change in again.plan.changes} == {Action.UNCHANGED}
+    with pytest.raises(Waiting) as caught:
+        await room.apply(again)
+    assert caught.value.reason == "RolloutWaits"
+    assert (await room.record()).last_good is None
+
+
+async def test_who_takes_over_waits_until_the_other_has_gone(room: Room) -> None:
+    def node_port(name: str, **metadata: Any) -> Json:
+        spec = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30654}]}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name} | metadata, "spec": spec}
+
+    room.follow(sync={"acceptInterruption": True})
+    room.commit({"s": node_port("old", finalizers=["test.gitsync.dev/hold"])})
+    await room.sync()
+    ref = replace(room.ref("old"), kind="Service")
+    room.commit({"s": node_port("new")})
+    applied: list[str] = []
+    real = room.cluster.apply
+
+    async def heard(obj: Json, **options: Any) -> Applied:
+        if not options.get("dry_run"):
+            applied.append(obj["metadata"]["name"])
+        return await real(obj, **options)
+
+    rolling = asyncio.create_task(room.apply(await room.plan()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room.cluster, "apply", heard)
+        while "deletionTimestamp" not in (await room.cluster.get(ref) or {})["metadata"]:
+            await asyncio.sleep(0.005)
+        reads: list[str] = []
+        get = room.cluster.get
+
+        async def read(about: ObjectRef, **options: Any) -> Json | None:
+            reads.append(about.name)
+            return await get(about, **options)
+
+        patch.setattr(room.cluster, "get", read)
+        await until(lambda: reads.count("old") >= 2 or applied)
+        assert applied == []
+        await room.cluster.patch(ref, {"metadata": {"finalizers": None}})
+        assert (await rolling).delivered
+        assert applied == ["new"]
+
+
+async def test_a_restore_takes_back_first_what_the_last_good_state_needs(room: Room) -> None:
+    def node_port(name: str) -> Json:
+        spec = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30655}]}
+        return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+    room.follow(sync={"acceptInterruption": True})
+    room.commit({"s": node_port("old")})
+    await room.sync()
+    room.commit({"s": node_port("new"), "job": endless("1")})
+    handover = Handover()
+    rolling = asyncio.create_task(room.apply(await room.plan(), handover))
+    jobs = await room.cluster.resource("batch", "v1", "Job")
+    while not (await room.cluster.list(jobs, namespace=room.namespace)).items:
+        await asyncio.sleep(0.005)
+    handover.request()
+    await rolling
+    room.commit({"s": refused("s")})
+    await room.sync()
+    services = {name: await room.cluster.get(replace(room.ref(name), kind="Service")) for name in ("old", "new")}
+    assert [name for name, found in services.items() if found] == ["old"]
+
+
+# ---------------------------------------------------------------- going back, going away
+
+
+async def test_a_request_to_go_back_survives_bad_luck_and_is_answered_once(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2")})
+    await room.sync()
+    room.follow(annotations={"rollback": "eeeeeee@first"})
+    assert (await room.prepare(), room.refusal) == (None, "RevisionNotFound")
+    assert "rollback:first" in (await room.record()).approvals
+    room.follow(annotations={"rollback": "@second"})
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "get", "a", Transient("it is away"))
+        with pytest.raises(Transient):
+            await room.prepare()
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+
+
+async def test_an_application_does_not_go_before_what_it_has_to_take_along(room: Room) -> None:
+    room.commit({"a": config("a"), "kept": config("kept", {"gitsync.dev/prune": "disabled"})})
+    await room.sync()
+    room.follow(deleting=True, sync={"deletionPolicy": "delete"})
+    assert await room.prepare() is None
+    assert room.refusal == "ApprovalRequired"
+    assert {item.ref.name for item in (await room.record()).inventory} == {"kept"}
+
+
+async def test_an_application_that_goes_takes_along_what_a_crash_had_made(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a")})
+    await killed_after(room, monkeypatch, "a")
+    room.follow(deleting=True, sync={"deletionPolicy": "delete"})
+    with suppress(GitsyncError):  # there is no Application in this cluster that could be let go
+        await room.prepare()
+    assert await room.live("a") is None
+
+
+# ---------------------------------------------------------------- drift
+
+
+async def test_what_is_only_to_be_detected_is_told_and_left(room: Room) -> None:
+    room.follow(sync={"selfHeal": "detect"})
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    await room.edit("a", k="2")
+    await room.drifts("a")
+    assert await room.prepare() is None
+    await until(lambda: any(each.startswith("DriftDetected") for each in room.sink.events))
+    assert await room.data("a") == {"k": "2"}
+
+
+async def test_what_is_to_be_left_alone_is_not_even_watched(room: Room) -> None:
+    room.follow(sync={"selfHeal": "off"})
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    assert room.pipeline.follower.expects(room.ref("a")) is None
+
+
+async def test_what_says_that_it_is_left_alone_is(room: Room) -> None:
+    room.commit({"a": config("a", {"gitsync.dev/reconcile": "disabled"}, k="1"), "b": config("b", k="1")})
+    await room.sync()
+    await room.edit("a", k="2")
+    await room.edit("b", k="2")
+    await room.drifts("b")
+    await room.sync()
+    assert (await room.data("a"), await room.data("b")) == ({"k": "2"}, {"k": "1"})
+
+
+async def test_what_was_deleted_and_made_again_is_known_by_its_new_uid(room: Room) -> None:
+    room.commit({"a": config("a"), "b": config("b")})
+    await room.sync()
+    await room.cluster.delete(room.ref("b"), str((await room.live("b") or {})["metadata"]["uid"]))
+    await room.drifts("b")
+    await room.sync()
+    made = await room.live("b")
+    assert made is not None
+    assert made["metadata"]["uid"] in {item.uid for item in (await room.record()).inventory}
+
+
+async def test_who_strikes_back_again_and_again_is_answered_later(room: Room) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    strikes = 0
+    repair: Prepared | None = None
+    while strikes == 0 or (repair and strikes < 10):
+        strikes += 1
+        await room.edit("a", k=f"theirs {strikes}")
+        await room.drifts("a")
+        if repair := await room.prepare():
+            await room.apply(repair)
+    assert 1 < strikes < 10
+    said = room.tools.reporter.said(room.key)
+    assert said is not None
+    assert said.observation.stalled is not None
+    assert await room.data("a") == {"k": f"theirs {strikes}"}
+
+
+async def test_drift_is_put_back_after_a_restart_although_git_is_away(room: Room) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    await room.restart()
+    room.follow(source=AWAY)
+    await room.edit("a", k="2")
+    with pytest.raises(Transient):
+        await room.prepare()
+    await room.drifts("a")
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+
+
+async def test_what_the_server_makes_of_it_now_is_no_drift_after_a_restart(room: Room) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    record = await room.record()
+    good = record.last_good
+    assert good is not None
+    looks = tuple(replace(look, fields="0" * 32, whole="") for look in good.looks)  # as with another default then
+    await room.tools.records.save(replace(record, last_good=replace(good, looks=looks)))
+    await room.restart()
+    assert await room.prepare() is None
+    await room.drifts("a")
+    assert await room.prepare() is None
+    assert not room.pipeline.follower.drifted(room.key)
