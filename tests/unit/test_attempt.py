@@ -34,6 +34,7 @@ from gitsync.attempt import (
     ref_of,
     remembered,
     rollback_target,
+    settled,
     summary,
     surviving,
     unproven,
@@ -200,7 +201,8 @@ def test_a_resumed_attempt_keeps_when_it_began_and_what_it_created() -> None:
     ids=["other input", "other commit"],
 )
 def test_an_attempt_that_overtakes_answers_for_what_the_other_did(newer: Prepared) -> None:
-    before = former(prepared(change(Action.CREATE, "ConfigMap", "a"), change(Action.REPLACE, "Job", "j")))
+    took = replace(change(Action.CREATE, "ConfigMap", "a"), instead_of=(item("holder"),))
+    before = former(prepared(took, change(Action.REPLACE, "Job", "j")))
     after = begun(record(attempt=before), newer)
     attempt = after.attempt
     assert attempt is not None
@@ -208,6 +210,7 @@ def test_an_attempt_that_overtakes_answers_for_what_the_other_did(newer: Prepare
     assert attempt.started_at > before.started_at
     assert {ref.name for ref in attempt.creates} == {"a", "b"}
     assert {ref.name for ref in attempt.replaces} == {"j"}
+    assert {ref.name for ref in attempt.takes} == {"a"}
     again = begun(after, newer).attempt
     assert again is not None
     assert again.overtook, "a restart of it does not forget"
@@ -342,6 +345,24 @@ def test_the_input_is_the_objects_and_what_images_are_made_from_in_any_order_of_
 def test_a_decision_is_about_a_commit_under_a_spec_and_what_a_person_said() -> None:
     said = application(annotations={ANNOTATION_APPROVE: SHA[:12], ANNOTATION_RETRY: "now"})
     assert decision_of(said, REVISION) == Decision(sha=SHA, generation=4, approved=SHA[:12], retried="now")
+
+
+def test_only_what_was_decided_under_the_same_words_with_nothing_left_to_do_is_delivered() -> None:
+    decision = Decision(sha=SHA, generation=4, approved="a", retried="r")
+    done = replace(good("b"), settled=decision.mark)
+    assert decision.delivered(done)
+    for other in (
+        replace(decision, sha=OLDER),
+        replace(decision, generation=5),
+        replace(decision, approved="b"),
+        replace(decision, retried=""),
+    ):
+        assert not other.delivered(done)
+    assert not decision.delivered(replace(done, settled=decision.mark.partition(" ")[2])), "by another gitsync"
+    plan = prepared()
+    assert settled(plan) == plan.decision.mark
+    assert settled(replace(plan, rollback="rollback:now")) == ""
+    assert settled(prepared(held=(item("a"),))) == ""
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections import deque
 
 import pytest
 
-from gitsync.errors import Transient
-from gitsync.scheduler import Handover, Outcome, Scheduler, Target
+from gitsync.errors import Transient, Waiting
+from gitsync.scheduler import Handover, Outcome, Scheduler, Target, _Driver
 
 
 class Script:
@@ -186,6 +186,83 @@ async def test_a_failed_apply_is_not_tried_again_at_once(monkeypatch: pytest.Mon
         assert applies == 1
         scheduler.wake("shop/web")
         await until(lambda: applies == 2)
+
+
+async def test_rollouts_that_hand_over_do_not_starve_delivery() -> None:
+    work = Script()
+    work.may_finish.clear()
+    async with Scheduler(work, patience=0.0) as scheduler:
+        scheduler.wake("shop/web")
+        await work.applying.wait()
+        work.applying.clear()
+        work.head_sha = "b"
+        scheduler.wake("shop/web")
+        await work.applying.wait()  # a has handed over to it
+        work.head_sha = "c"
+        scheduler.wake("shop/web")
+        await until(lambda: work.prepared[-1] == "c")
+        await asyncio.sleep(0.02)
+        work.may_finish.set()
+        await until(lambda: work.deployed == ["b", "c"])
+    assert work.handed_over == ["a"]
+
+
+async def test_what_waits_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gitsync.scheduler.FIRST_RETRY", 3600)
+    work = Script()
+    work.failures.append(Waiting("not yet", retry_after=0.01))
+    async with Scheduler(work) as scheduler:
+        scheduler.wake("shop/web")
+        await until(lambda: work.deployed == ["a"])
+
+
+async def test_the_pauses_after_failures_double_up_to_five_minutes() -> None:
+    scheduler, driver = Scheduler(Script(), jitter=lambda: 0.5), _Driver[str](key="shop/web")
+    pauses = [scheduler._retry(driver, Transient("git is down")) for _ in range(10)]
+    assert pauses == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+
+
+async def test_who_is_woken_while_nothing_is_found_looks_once_more() -> None:
+    work = Script()
+
+    async def unknown(key: str) -> str:
+        return ""
+
+    async with Scheduler(work) as scheduler:
+        scheduler.wake("shop/web")
+        await until(lambda: work.deployed == ["a"])
+        await asyncio.sleep(0.02)
+        work.head, work.building = unknown, asyncio.Event()
+        work.may_prepare.clear()
+        scheduler.wake("shop/web")
+        await work.building.wait()
+        work.head_sha = "b"  # after it was read
+        scheduler.wake("shop/web")
+        await asyncio.sleep(0.02)
+        work.may_prepare.set()
+        await until(lambda: work.deployed == ["a", "b"])
+
+
+async def test_after_a_rollout_it_looks_again_at_once_or_when_that_says_so() -> None:
+    work = Script()
+    outcomes = deque([Outcome(retry_after=0.0), Outcome(delivered=True)])
+    applies = 0
+
+    async def apply(key: str, prepared: str, handover: Handover) -> Outcome:
+        nonlocal applies
+        applies += 1
+        work.prepared.clear()
+        work.building.clear()
+        outcome = outcomes.popleft()
+        if outcome.delivered:
+            work.deployed.append(prepared)
+        return outcome
+
+    work.apply = apply
+    async with Scheduler(work) as scheduler:
+        scheduler.wake("shop/web")
+        await until(lambda: applies == 2)
+        await work.building.wait()
 
 
 async def test_one_application_never_waits_for_another() -> None:

@@ -290,6 +290,18 @@ async def test_a_successor_of_the_same_name_does_not_keep_the_old_one_alive(serv
         assert heard.words == ["a=1", "-a"]
 
 
+async def test_the_end_of_a_predecessor_of_the_same_name_is_not_its_own(server: Server) -> None:
+    api = Api(server)
+    api.lists = [listing(5, A1)]
+    ended = event("DELETED", config_map("a", 2, uid="predecessor"))
+    api.watches = [stream(ended, event("ADDED", config_map("b", 6)), then="hold")]
+    api.reads = [GONE]
+    async with watching(server.cluster) as (watcher, heard):
+        await heard.until(lambda: "b=6" in heard.words)
+        assert watcher._departed == {}
+        assert heard.words == ["a=1", "b=6"]
+
+
 async def test_what_comes_back_while_it_is_looked_for_is_not_gone(server: Server) -> None:
     api = Api(server)
     api.lists = [listing(5, A1)]
@@ -351,6 +363,8 @@ def test_a_digest_ignores_what_the_server_counts() -> None:
         {"metadata": {"name": "a"}, "spec": {"n": 1}},
         {"metadata": {"name": "a", "labels": {"x": "y"}, "annotations": {}}, "spec": {"n": 1}},
         {"metadata": {"name": "a", "labels": {"x": "y"}, "deletionTimestamp": "t"}, "spec": {"n": 1}},
+        {"metadata": {"name": "a", "labels": {"x": "y"}, "finalizers": ["f"]}, "spec": {"n": 1}},
+        {"metadata": {"name": "a", "labels": {"x": "y"}, "ownerReferences": [{"uid": "o"}]}, "spec": {"n": 1}},
         {"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"n": 2}},
         {"metadata": {"name": "a", "labels": {"x": "y"}}, "data": {"n": 1}},
     ],

@@ -161,6 +161,14 @@ async def test_retry_after_is_honoured_even_for_what_is_never_retried(pair: tupl
         await cluster.create(SENT, deadline=0.2)
     assert caught.value.retry_after == 0.3
 
+    async def for_ever(request: Request) -> None:
+        await request.answer(failure(429, "TooManyRequests"), 429, Retry_After="86400")
+
+    server.script(for_ever)
+    with pytest.raises(Waiting) as caught:
+        await cluster.create(SENT, deadline=0.2)
+    assert caught.value.retry_after == 60
+
 
 async def test_a_silent_server_costs_the_deadline_and_no_more(pair: tuple[Server, Cluster]) -> None:
     server, cluster = pair
@@ -291,6 +299,28 @@ async def test_a_line_cut_short_is_no_event(pair: tuple[Server, Cluster]) -> Non
     assert await watched(cluster) == ["BOOKMARK"]
 
 
+async def test_an_event_has_a_bound(pair: tuple[Server, Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+    server, cluster = pair
+    monkeypatch.setattr(module, "OBJECT_LIMIT", 1000)
+
+    async def endless(request: Request) -> None:
+        await request.begin()
+        while True:
+            await request.send(b"x" * 500)
+
+    server.script(endless)
+    with pytest.raises(Transient, match="larger than 1000"):
+        await watched(cluster)
+
+
+async def test_a_watch_follows_no_redirect(pair: tuple[Server, Cluster]) -> None:
+    server, cluster = pair
+    server.script(lambda request: request.answer(b"", 302, Location=f"{server.url}/api/v1/elsewhere"), ok)
+    with pytest.raises(Transient):
+        await watched(cluster)
+    assert len(server.requests) == 1
+
+
 async def test_silence_is_noticed(pair: tuple[Server, Cluster]) -> None:
     server, cluster = pair
 
@@ -376,6 +406,29 @@ async def test_the_guard_stops_every_write_and_no_read(pair: tuple[Server, Clust
         with pytest.raises(Transient, match="leader"):
             await write
     assert len(server.requests) == before
+
+
+async def test_every_write_is_made_as_the_account_that_it_is_for(pair: tuple[Server, Cluster]) -> None:
+    server, cluster = pair
+    server.script(ok)
+    user = "system:serviceaccount:shop:deployer"
+    for call in (
+        cluster.apply(SENT, impersonate=user),
+        cluster.apply(SENT, dry_run=True, impersonate=user),
+        cluster.create(SENT, impersonate=user),
+        cluster.update(SENT, impersonate=user),
+        cluster.patch(REF, {}, impersonate=user),
+        cluster.delete(REF, "uid", impersonate=user),
+    ):
+        await call
+    assert {request.headers.get("impersonate-user") for request in server.requests} == {user}
+
+
+async def test_nothing_is_deleted_without_its_uid(pair: tuple[Server, Cluster]) -> None:
+    server, cluster = pair
+    with pytest.raises(ValueError, match="without its UID"):
+        await cluster.delete(REF, "")
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a%2fb"])

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -184,6 +185,41 @@ async def test_a_write_expects_what_was_read(cluster: Cluster, namespace: str) -
     live = await cluster.get(one.lease.ref)
     assert live is not None
     assert live["spec"]["holderIdentity"] == "two"
+
+
+async def test_it_is_not_given_up_before_the_work_has_ended(cluster: Cluster, namespace: str) -> None:
+    one = Candidate(cluster, namespace, "one")
+    holders: list[str] = []
+
+    async def work() -> None:
+        one.leading.set()
+        try:
+            await asyncio.Event().wait()
+        finally:  # a last write, perhaps
+            live = await cluster.get(one.lease.ref)
+            holders.append((live or {})["spec"]["holderIdentity"])
+
+    one.work = work
+    async with running(one):
+        await soon(one.leading)
+    assert holders == ["one"]
+
+
+async def test_it_counts_from_when_it_was_asked_for(
+    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Candidate(cluster, namespace, "one")
+    create = cluster.create
+
+    async def slowly(*arguments: Any, **options: Any) -> Json:
+        answer = await create(*arguments, **options)
+        one.clock.skipped += FAST.renew_deadline - 0.5  # others count from when they saw it, which is earlier
+        return answer
+
+    monkeypatch.setattr(cluster, "create", slowly)
+    assert await one.lease._try()
+    one.clock.skipped += 1.0
+    assert not one.lease.held
 
 
 async def test_errors_of_the_work_pass_and_release(cluster: Cluster, namespace: str) -> None:

@@ -218,13 +218,45 @@ async def test_the_record_of_another_application_is_refused(cluster: Cluster, na
         await Records(cluster).load(application(namespace))
 
 
+@pytest.mark.usefixtures("small_chunks")
 async def test_records_of_many_namespaces_share_one(cluster: Cluster, namespace: str) -> None:
     records = Records(cluster, namespace=namespace)
-    one = await records.save(full(application("team-a"), 1), owner_uid="cannot own across namespaces")
-    two = await records.save(full(application("team-b"), 2))
+    one = await records.save(full(application("team-a"), 60), owner_uid="cannot own across namespaces")
+    two = await records.save(full(application("team-b"), 61))
+    one = await records.save(replace(one, approvals=("c",)))
     assert await records.load(one.application) == one
     assert await records.load(two.application) == two
     assert all("ownerReferences" not in each["metadata"] for each in (await secrets_of(cluster, namespace)).values())
+
+
+async def test_chunks_are_never_taken_for_what_their_name_says(cluster: Cluster, namespace: str) -> None:
+    records, app = Records(cluster), application(namespace)
+    await records._write_chunk(app, "chunk", b"half", 1, "")
+    await records._write_chunk(app, "chunk", b"whole", 1, "")
+    assert await records._read_chunk(app, "chunk", "reading") == b"whole"
+
+
+@pytest.mark.usefixtures("small_chunks")
+async def test_chunks_of_a_writer_that_has_loaded_ours_are_left(cluster: Cluster, namespace: str) -> None:
+    records, app = Records(cluster), application(namespace)
+    await records._write_chunk(app, "theirs", b"x", 2, "")
+    await records.save(full(app, 60))
+    assert "theirs" in await secrets_of(cluster, namespace)
+
+
+@pytest.mark.usefixtures("small_chunks")
+async def test_the_head_goes_first(cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = await Records(cluster).save(full(application(namespace), 60))
+    delete, names = cluster.delete, list[str]()
+
+    async def heard(ref: ObjectRef, uid: str) -> bool:
+        names.append(ref.name)
+        return await delete(ref, uid)
+
+    monkeypatch.setattr(cluster, "delete", heard)
+    await Records(cluster).delete(saved.application)
+    assert names[0] == "shop.gitsync-record"
+    assert set(names[1:]) == set(saved.stored.chunks)
 
 
 SAVE_TWICE = """

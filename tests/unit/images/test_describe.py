@@ -1,5 +1,6 @@
 """What would be built from a commit and what a change touches: without registry, builder and cluster."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,11 @@ async def test_a_row_says_what_a_build_would_use(tmp_path: Path) -> None:
     (locked,) = await describe(commit, [HELLO], bases={"node:slim": digest}, platforms=("linux/arm64",))
     assert (locked["bases"], locked["resolved"]) == ({"node:slim": digest}, True)
     assert locked["fingerprint"] != hello["fingerprint"]
+    both, turned = [
+        (await describe(commit, [replace(WEB, platforms=platforms)]))[0]["fingerprint"]
+        for platforms in (("linux/amd64", "linux/arm64"), ("linux/arm64", "linux/amd64"))
+    ]
+    assert both == turned != shop["fingerprint"]
 
 
 @pytest.mark.parametrize(

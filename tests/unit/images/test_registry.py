@@ -112,6 +112,7 @@ async def test_a_refused_login_waits_and_names_the_secret(tmp_path: Path) -> Non
         (403, {}, Waiting),
         (418, {}, Transient),
         (429, {"Retry-After": "17"}, Waiting),
+        (429, {"Retry-After": "86400"}, Waiting),
         (404, {"Content-Type": "text/html"}, Transient),
         (302, {"Location": "http://10.0.0.1/x"}, Transient),
         (302, {"Location": "/again"}, Transient),
@@ -126,7 +127,7 @@ async def test_only_a_registrys_own_404_means_missing(status: int, headers: dict
             await registry.resolve(f"{host}/hello:1")
         assert type(caught.value) is kind
         if isinstance(caught.value, Waiting) and status == 429:
-            assert caught.value.retry_after == 17
+            assert caught.value.retry_after == min(int(headers["Retry-After"]), 3600)
 
 
 async def test_silence_and_a_closed_port_are_bad_luck() -> None:
@@ -150,14 +151,16 @@ async def test_silence_and_a_closed_port_are_bad_luck() -> None:
 
 async def test_bodies_are_bounded_checked_and_must_be_a_registrys() -> None:
     answers = {"big": b" " * (5 << 20), "html": b"<html>", "list": b"[]", "fine": b'{"schemaVersion": 2}'}
+    answers["missing"] = b'{"error": "no route"}'  # of something in between
 
     async def handler(request: web.Request) -> web.Response:
         name = request.path.rpartition("/")[2]
-        return web.Response(body=answers.get(name, answers["fine"]))
+        return web.Response(body=answers.get(name, answers["fine"]), status=404 if name == "missing" else 200)
 
     async with serve(handler) as host, client() as registry:
-        for name, said in (("big", "larger than 4 MiB"), ("html", "not a registry's"), ("list", "not a registry's")):
-            with pytest.raises(Transient, match=said):
+        said = dict.fromkeys(("html", "list", "missing"), "not a registry's") | {"big": "larger than 4 MiB"}
+        for name, words in said.items():
+            with pytest.raises(Transient, match=words):
                 await registry.manifest(f"{host}/hello:{name}")
         with pytest.raises(Transient, match="other bytes"):
             await registry.manifest(f"{host}/hello@{DIGEST}")

@@ -174,6 +174,12 @@ def test_labels_of_a_config_do_not_count_but_a_key_does() -> None:
     assert digest(**reads, key="installation") != digest(**reads)
 
 
+def test_bytes_count_like_texts() -> None:
+    reads = {"volume": "{name: v, configMap: {name: settings}}"}
+    one, other = (CONFIGS.replace('data: {a: "1"}', f'binaryData: {{a: "{text}"}}') for text in ("YQ==", "Yg=="))
+    assert digest(**reads, configs=one) != digest(**reads, configs=other)
+
+
 def test_only_templates_that_roll_are_stamped() -> None:
     reads = {"volume": "{name: v, configMap: {name: settings}}"}
     assert digest(**reads, kind="StatefulSet") == digest(**reads, kind="DaemonSet") == digest(**reads)

@@ -103,6 +103,12 @@ def test_bounds_and_redaction(events: EventLog) -> None:
     assert len(events._budgets) <= MEMORY
 
 
+def test_a_secret_at_the_cut_is_masked_before_it_is_cut(events: EventLog) -> None:
+    cut = (LARGEST_NOTE - len(" … ".encode())) // 2
+    emission = sent(events.offer(replace(NOTICE, message="x" * (cut - 9) + "hunter2-hunter2" + "y" * 5000), now=NOW))
+    assert "hunter2" not in emission.object["note"]
+
+
 def test_cluster_scoped_objects_have_their_events_in_default(events: EventLog) -> None:
     crd = ObjectRef(group="apiextensions.k8s.io", version="v1", kind="CustomResourceDefinition", name="x.y")
     emission = sent(events.offer(replace(NOTICE, about=crd, related=APP), now=NOW))

@@ -49,6 +49,13 @@ def test_json_lines_carry_context_and_hide_secrets() -> None:
     assert "timestamp" in line
 
 
+def test_a_secret_at_the_cut_is_masked_before_it_is_cut() -> None:
+    stream = configured()
+    cut = (log.LARGEST_VALUE - len(" … ".encode())) // 2
+    structlog.get_logger("gitsync.x").info("built", output="x" * (cut - 9) + "hunter2-hunter2" + "y" * 20000)
+    assert "hunter2" not in stream.getvalue()
+
+
 def test_other_packages_go_through_the_same_chain() -> None:
     stream = configured()
     logging.getLogger("aiohttp.access").warning("asked %s", "https://u:p@h/r")

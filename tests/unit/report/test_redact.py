@@ -1,5 +1,7 @@
 """Nothing that is a secret, or looks like one, gets past the redactor; what tells a reader the place stays."""
 
+import base64
+
 import pytest
 
 from gitsync.report.redact import Redactor, shorten
@@ -41,6 +43,12 @@ def test_learned_values_in_every_form(text: str) -> None:
     assert "***" in redactor(text)
     assert "hunter2" not in redactor(text)
     assert "two-two" not in redactor(text)
+
+
+def test_base64_is_known_with_and_without_its_padding() -> None:
+    for padded in (base64.b64encode(b"hunter2-hunter2-").decode(), base64.b64encode(b"hunter2-hunter2-x").decode()):
+        redactor = Redactor([base64.b64decode(padded).decode()])
+        assert redactor(f"{padded} {padded.rstrip('=')}").replace("=", "") == "*** ***"
 
 
 def test_short_values_would_mask_ordinary_words() -> None:

@@ -12,7 +12,7 @@ from gitsync.application import ApplicationStatus, Quarantined
 from gitsync.errors import BuildFailed, GitsyncError, Held, Invalid, Transient
 from gitsync.model import Finding, Health, HealthStatus, Image, Json, ObjectRef, Origin, Stage, SyncStatus
 from gitsync.report.redact import Redactor
-from gitsync.report.status import Attempt, Observation, build
+from gitsync.report.status import LARGEST_MESSAGE, Attempt, Observation, build
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 WEB = ObjectRef(group="apps", version="v1", kind="Deployment", namespace="shop", name="web")
@@ -117,6 +117,12 @@ def test_last_attempt() -> None:
         "lowestReadyPercent": 99,
     }
     assert "lastAttempt" not in built(replace(GOOD, attempt=None))
+
+
+def test_a_secret_at_the_cut_is_masked_before_it_is_cut() -> None:
+    cut = (LARGEST_MESSAGE - len(" … ".encode())) // 2
+    error = BuildFailed("x" * (cut - 9) + "hunter2-hunter2" + "y" * 5000)
+    assert "hunter2" not in json.dumps(built(replace(GOOD, attempt=failed(error))))
 
 
 def test_size_is_bounded_and_secrets_are_masked() -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from gitsync.cluster.answers import Rejected
+from gitsync.cluster.answers import Conflict, Rejected
 from gitsync.cluster.client import Cluster
-from gitsync.errors import Held, Waiting
+from gitsync.errors import Held, Transient, Waiting
 from gitsync.model import Action, Applied, InventoryItem, Json, ObjectRef
 from gitsync.rollout.apply import apply_wave, label
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.ownership import autoscalers, taken_over
-from gitsync.rollout.target import Target
+from gitsync.rollout.target import WORKERS, Target
 from tests.unit.rollout.conftest import Node, body, change, config_map, deployment, manifest, service
 
 CRD_GROUP = "test.gitsync.dev"
@@ -79,6 +79,41 @@ async def test_what_landed_is_reported_although_another_object_is_refused(target
     assert "a.yaml:9 spec.replica" in str(caught.value)
 
 
+async def test_what_the_server_refuses_weighs_more_than_bad_luck(
+    target: Target, namespace: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = deployment(namespace, replicas=-1)
+    apply, judged = cluster.apply, asyncio.Event()
+
+    async def unlucky(obj: Json, **options: Any) -> Applied:
+        if obj["metadata"]["name"] == "unlucky":
+            await judged.wait()
+            raise Transient("it is away")
+        try:
+            return await apply(obj, **options)
+        finally:
+            judged.set()
+
+    monkeypatch.setattr(cluster, "apply", unlucky)
+    with pytest.raises(Rejected):
+        await apply_wave(target, [change(target, config_map(namespace, "unlucky")), change(target, bad)])
+
+
+async def test_after_an_error_nothing_new_is_sent(
+    target: Target, namespace: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Json] = []
+
+    async def away(obj: Json, **options: Any) -> Applied:
+        sent.append(obj)
+        raise Transient("it is away")
+
+    monkeypatch.setattr(cluster, "apply", away)
+    with pytest.raises(Transient):
+        await apply_wave(target, [change(target, config_map(namespace, f"c{n}")) for n in range(3 * WORKERS)])
+    assert len(sent) <= WORKERS
+
+
 async def test_unchanged_objects_are_not_sent(target: Target, namespace: str) -> None:
     assert await apply_wave(target, [change(target, config_map(namespace, "c"), Action.UNCHANGED)]) == ()
 
@@ -122,6 +157,23 @@ async def test_an_autoscaler_keeps_its_replicas(target: Target, namespace: str, 
     live = await cluster.get(ref)
     assert live is not None
     assert (live["spec"]["replicas"], live["spec"]["template"]["spec"]["containers"][0]["image"]) == (7, "web:2")
+
+
+async def test_an_autoscaler_that_acts_while_its_replicas_are_claimed_is_not_undone(
+    target: Target, namespace: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await apply_wave(target, [change(target, deployment(namespace, replicas=3))])
+    scaled = replace(target, autoscaled=frozenset({("apps", "Deployment", namespace, "web")}))
+    apply, pending = cluster.apply, [7]
+
+    async def overtaken(obj: Json, **options: Any) -> Applied:
+        if pending and options.get("manager"):
+            await cluster.patch(ObjectRef.of(obj), {"spec": {"replicas": pending.pop()}})
+        return await apply(obj, **options)
+
+    monkeypatch.setattr(cluster, "apply", overtaken)
+    (applied,) = await apply_wave(scaled, [change(target, deployment(namespace, image="web:2"), Action.UPDATE)])
+    assert (pending, applied.object["spec"]["replicas"]) == ([], 7)
 
 
 async def test_without_an_autoscaler_git_has_the_say(target: Target, namespace: str, cluster: Cluster) -> None:
@@ -307,6 +359,8 @@ async def test_nothing_goes_into_a_namespace_before_it_is_open(
 async def test_a_deletion_is_of_the_very_object(cluster: Cluster, namespace: str) -> None:
     applied = await cluster.apply(config_map(namespace, "c"))
     assert not await cluster.delete(applied.ref, "of-its-predecessor")
+    with pytest.raises(Conflict):  # of the version that was looked at, and that it is no longer is no sign of its end
+        await cluster.delete(applied.ref, applied.uid, resource_version="1")
     assert await cluster.get(applied.ref) == applied.object
     assert await cluster.delete(applied.ref, applied.uid)
     assert await cluster.get(applied.ref) is None

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,22 @@ async def test_changed_objects_go_back_and_created_ones_go_away(
     assert [item.ref.name for item in again.removed] == ["extra"]  # as after a crash
 
 
+async def test_what_was_created_goes_in_the_opposite_order(
+    target: Target, namespace: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (config_map(namespace, "c"), service(namespace))
+    inventory = await send(target, *made)
+    get, looked = cluster.get, list[str]()
+
+    async def heard(ref: ObjectRef, **options: Any) -> Json | None:
+        looked.append(ref.kind)
+        return await get(ref, **options)
+
+    monkeypatch.setattr(cluster, "get", heard)
+    await remove_created(target, good(target), attempt(target, *made, creates=made), inventory=inventory)
+    assert looked == ["Service", "ConfigMap"]
+
+
 async def test_one_that_overtook_another_puts_back_what_that_one_changed(
     target: Target, namespace: str, cluster: Cluster
 ) -> None:
@@ -96,14 +113,16 @@ async def test_what_cannot_be_undone_is_said(target: Target, namespace: str, clu
     space: Json = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"{namespace}-made"}}
     inventory = await send(target, immutable, job, space)
     before = good(target, config_map(namespace, "fixed", a="1"), config_map(namespace, "c", b="1"))
-    tried = attempt(target, immutable, job, space, creates=(job, space))
+    volume: Json = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"{namespace}-volume"}}
+    tried = attempt(target, immutable, job, space, creates=(job, space, volume))
     restored = await restore(target, before, tried, inventory=inventory)
     assert [each.ref.name for each in restored.applied] == ["c"]  # the refusal did not stop the rest
-    assert len(restored.statements) == 3
+    assert len(restored.statements) == 4
     assert "ConfigMap" in restored.statements[0]
     assert "immutable" in restored.statements[0]
     assert "may have run" in restored.statements[1]
     assert "Namespace" in restored.statements[2]
+    assert "PersistentVolume" in restored.statements[3]
     removed = await remove_created(target, before, tried, inventory=inventory)
     assert [item.ref.kind for item in removed.removed] == ["Job"]
     assert await alive(cluster, space) is not None
@@ -141,6 +160,31 @@ async def test_only_what_the_attempt_created_is_removed(target: Target, namespac
     assert [item.ref.name for item in removed.removed] == ["lost"]
     assert await alive(cluster, adopted) is not None
     assert await alive(cluster, foreign) is not None
+
+
+async def test_what_is_good_or_somebody_elses_or_done_is_not_removed(
+    target: Target, namespace: str, cluster: Cluster
+) -> None:
+    again, recreated, moved = (config_map(namespace, name) for name in ("again", "recreated", "moved"))
+    job: Json = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "done", "namespace": namespace},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "m", "image": "m"}]}}},
+    }
+    made = (again, recreated, moved, job)
+    items = await send(target, *made)
+    items[1] = replace(items[1], uid="of-what-we-made")
+    await cluster.patch(items[2].ref, {"metadata": {"labels": {"gitsync.dev/application": "blog"}}})
+    times = {"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:00:01Z", "succeeded": 1}
+    complete = {"conditions": [{"type": "Complete", "status": "True"}]} | times
+    await cluster.apply(body(items[3].ref, status=complete), subresource="status", manager="node")
+    tried = attempt(target, *made, creates=made)
+    removed = await remove_created(target, good(target, again), tried, inventory=items)
+    assert removed.removed == (items[1],), "only our record of what is gone"
+    assert removed.kept == ()
+    for each in made:
+        assert await alive(cluster, each) is not None
 
 
 async def test_a_replaced_object_is_replaced_back(target: Target, namespace: str, cluster: Cluster) -> None:
@@ -184,6 +228,22 @@ async def test_prune_touches_nothing_that_is_not_ours(target: Target, namespace:
     assert await alive(cluster, ours) is None
     for untouched in (recreated, moved, unlabelled, kept):
         assert await alive(cluster, untouched) is not None
+
+
+async def test_what_is_written_between_the_look_and_the_deletion_is_looked_at_again(
+    target: Target, namespace: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (item,) = await send(target, config_map(namespace, "a"))
+    delete, pending = cluster.delete, [{"metadata": {"annotations": {"gitsync.dev/prune": "disabled"}}}]
+
+    async def overtaken(ref: ObjectRef, uid: str, **options: Any) -> bool:
+        if pending:
+            await cluster.patch(ref, pending.pop())
+        return await delete(ref, uid, **options)
+
+    monkeypatch.setattr(cluster, "delete", overtaken)
+    assert [each.item for each in (await prune(target, [item])).kept] == [item]
+    assert await alive(cluster, body(item.ref)) is not None
 
 
 async def test_a_denied_delete_stays_in_the_inventory(target: Target, namespace: str, cluster: Cluster) -> None:

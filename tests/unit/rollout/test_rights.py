@@ -1,12 +1,15 @@
 """A right that is missing speaks against a commit only where it never was."""
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import pytest
 
 from gitsync.attempt import permitted_before
 from gitsync.cluster.answers import Forbidden, Rejected
 from gitsync.cluster.client import service_account
-from gitsync.cluster.record import Record
-from gitsync.model import InventoryItem, Json, Manifest, ObjectRef, Origin
+from gitsync.cluster.record import Attempt, Record
+from gitsync.model import InventoryItem, Json, Manifest, ObjectRef, Origin, Revision, Stage
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.target import Target, place_of
 from tests.unit.cluster.faults import answering, failure, faulty
@@ -50,3 +53,7 @@ def test_a_right_is_known_from_what_was_written() -> None:
     record = Record(application=APPLICATION, inventory=(InventoryItem(ref=MANIFEST.ref, uid="u"),))
     assert permitted_before(record) == {("", "ConfigMap", "shop")}
     assert place_of(other) not in permitted_before(record)
+    tried = Attempt(revision=Revision(repository="shop", ref="main", sha="a" * 40), phase=Stage.ROLLOUT,
+                    objects=({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "shop"}},),
+                    started_at=datetime(2026, 1, 2, tzinfo=UTC))  # fmt: skip
+    assert place_of(other) in permitted_before(replace(record, attempt=tried))

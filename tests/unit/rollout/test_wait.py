@@ -10,6 +10,7 @@ import pytest
 from gitsync.cluster.client import Cluster
 from gitsync.errors import Transient
 from gitsync.model import Health, HealthStatus, Json, ObjectRef
+from gitsync.report.redact import Redactor
 from gitsync.rollout import watch
 from gitsync.rollout.apply import apply_wave
 from gitsync.rollout.health import Blame
@@ -104,6 +105,22 @@ async def test_crash_loops_speak_against_the_commit(target: Target, node: Node, 
     assert outcome.ref is not None
     assert outcome.ref.name == "web"
     assert "CrashLoopBackOff" in outcome.message
+
+
+async def test_the_last_words_of_a_container_are_told_without_what_is_secret(
+    target: Target, node: Node, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting"}}
+    node.decide = lambda pod: status_of(pod, ready=False, state=waiting, restartCount=3)
+
+    async def logs(*_: object, **__: object) -> str:
+        return "swordfish" + "x" * (watch.LOG_LIMIT - 5)  # cut first, half of it would not be known any more
+
+    monkeypatch.setattr(target.cluster, "logs", logs)
+    outcome = await roll(target, deployment(namespace), redact=Redactor(["swordfish"]))
+    assert "the last lines of container web" in outcome.message
+    assert "fish" not in outcome.message
+    assert len(outcome.message) < 2 * watch.LOG_LIMIT
 
 
 async def test_a_start_that_no_probe_confirms_has_to_last(

@@ -183,6 +183,12 @@ def test_flux_keys_are_read() -> None:
     assert GitCredentials.from_secret({"caFile": b"PEM"}).ca_file == "PEM\n"
 
 
+def test_every_form_of_a_secret_is_known() -> None:
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----\n"
+    known = GitCredentials(username="u", password="p/w", bearer_token="t+k", identity=key).secrets
+    assert set(known) == {"p/w", "p%2Fw", "t+k", "t%2Bk", "b3BlbnNzaC1rZXk", base64.b64encode(b"u:p/w").decode()}
+
+
 def test_values_never_print() -> None:
     credentials = GitCredentials("ada", "hunter2", "token", "identity", "known", "ca")
     assert repr(credentials) == str(credentials) == "GitCredentials()"

@@ -24,8 +24,10 @@ def test_names_that_only_look_alike_are_kept(name: bytes) -> None:
 
 
 def test_the_same_name_twice_is_refused() -> None:
-    with pytest.raises(Malformed, match="twice"):
-        parse_listing(row("120000", "blob", b"a") + row("040000", "tree", b"a", "-"), ID)
+    link, directory = row("120000", "blob", b"a"), row("040000", "tree", b"a", "-")
+    for rows in (link + directory, directory + link, link + link):
+        with pytest.raises(Malformed, match="twice"):
+            parse_listing(rows, ID)
 
 
 def test_newline_tab_and_invalid_utf8_in_names_survive() -> None:
@@ -65,6 +67,7 @@ def test_normal(path: str, expected: str) -> None:
         ({"l": "a/../../b"}, "out of"),
         ({"a/l": "../.."}, "out of"),
         ({"l": ".git/config"}, "into .git"),
+        ({"l": "a/../.GIT/config"}, "into .git"),
         ({"l": "l"}, "loop"),
         ({"l": "m", "m": "l"}, "loop"),
         ({"l": "m/x", "m": "/etc"}, "absolute"),

@@ -210,6 +210,8 @@ STANDARD = {
 )
 def test_standard_webhooks_published_vector(changes: dict[str, str], now: float, accepted: bool) -> None:
     """github.com/standard-webhooks/standard-webhooks, the example; GitLab's signing token is the same."""
+    nameless = standard(b"{}", key=SECRET.encode(), identity="")
+    assert verify(nameless, b"{}", (SECRET,), now=NOW) is None
     found = verify(STANDARD | changes, b'{"test": 2432232314}', ("other secret", STANDARD_SECRET), now=now)
     assert (found is not None) is accepted
 
