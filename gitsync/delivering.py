@@ -83,7 +83,7 @@ class Delivering:
         await self._ledger.save(application, memory, lambda now: replace(now, last_good=moved))
         memory.decided = decision
         known = self._ledger.taken_up(application, moved) | self._ledger.known(memory)
-        run.succeeded(f"{revision} changes nothing in the cluster", **known)
+        run.succeeded(f"{revision} changes nothing in the cluster", **known, stalled=None)
         self._healing.tell_health(application)
 
     async def nothing_changes(self, prepared: Prepared, memory: Memory, record: Record, run: Run) -> None:

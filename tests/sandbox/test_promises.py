@@ -339,6 +339,13 @@ async def test_a_commit_that_wants_what_serves_asks_nothing_of_the_cluster(proje
         assert record.last_good.revision.sha == noted
 
         running.cluster._call = call
+        refused = project.commit({"manifests/a.yaml": config_map("a", k="2") | {"dtaa": {}}})
+        await project.refuses(refused)
+        back = project.commit({"manifests/a.yaml": config_map("a", k="1")})
+        status = await project.serves(back)
+        assert condition(status, "Stalled") == "False"
+        assert status["lastGood"].endswith(back)
+
         await project.cluster.api.patch(
             project.cluster.api.path("v1", "configmaps", "a"), {"data": {"k": "9"}}, fieldManager="mallory"
         )
