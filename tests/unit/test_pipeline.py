@@ -561,8 +561,9 @@ async def test_a_newer_commit_that_is_refused_does_not_touch_the_rollout_under_w
     room.commit({"a": config("a", k="2"), "job": endless()})
     handover = Handover()
     rolling = asyncio.create_task(room.apply(await room.plan(), handover))
-    while await room.data("a") != {"k": "2"}:
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(30):
+        while await room.data("a") != {"k": "2"}:
+            await asyncio.sleep(0.005)
     room.commit({"a": refused("a")})
     assert await room.prepare() is None
     assert not rolling.done()
@@ -576,8 +577,9 @@ async def test_what_was_sent_and_never_seen_to_serve_is_not_called_good(room: Ro
     handover = Handover()
     rolling = asyncio.create_task(room.apply(await room.plan(), handover))
     deployments = await room.cluster.resource("apps", "v1", "Deployment")
-    while not (await room.cluster.list(deployments, namespace=room.namespace)).items:
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(30):
+        while not (await room.cluster.list(deployments, namespace=room.namespace)).items:
+            await asyncio.sleep(0.005)
     handover.request()
     await rolling
     await room.restart()
@@ -610,8 +612,9 @@ async def test_who_takes_over_waits_until_the_other_has_gone(room: Room) -> None
     rolling = asyncio.create_task(room.apply(await room.plan()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room.cluster, "apply", heard)
-        while "deletionTimestamp" not in (await room.cluster.get(ref) or {})["metadata"]:
-            await asyncio.sleep(0.005)
+        async with asyncio.timeout(30):
+            while "deletionTimestamp" not in (await room.cluster.get(ref) or {})["metadata"]:
+                await asyncio.sleep(0.005)
         reads: list[str] = []
         get = room.cluster.get
 
@@ -639,8 +642,9 @@ async def test_a_restore_takes_back_first_what_the_last_good_state_needs(room: R
     handover = Handover()
     rolling = asyncio.create_task(room.apply(await room.plan(), handover))
     jobs = await room.cluster.resource("batch", "v1", "Job")
-    while not (await room.cluster.list(jobs, namespace=room.namespace)).items:
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(30):
+        while not (await room.cluster.list(jobs, namespace=room.namespace)).items:
+            await asyncio.sleep(0.005)
     handover.request()
     await rolling
     room.commit({"s": refused("s")})

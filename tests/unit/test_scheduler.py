@@ -193,11 +193,11 @@ async def test_rollouts_that_hand_over_do_not_starve_delivery() -> None:
     work.may_finish.clear()
     async with Scheduler(work, patience=0.0) as scheduler:
         scheduler.wake("shop/web")
-        await work.applying.wait()
+        await until(work.applying.is_set)
         work.applying.clear()
         work.head_sha = "b"
         scheduler.wake("shop/web")
-        await work.applying.wait()  # a has handed over to it
+        await until(work.applying.is_set)  # a has handed over to it
         work.head_sha = "c"
         scheduler.wake("shop/web")
         await until(lambda: work.prepared[-1] == "c")
@@ -235,7 +235,7 @@ async def test_who_is_woken_while_nothing_is_found_looks_once_more() -> None:
         work.head, work.building = unknown, asyncio.Event()
         work.may_prepare.clear()
         scheduler.wake("shop/web")
-        await work.building.wait()
+        await until(work.building.is_set)
         work.head_sha = "b"  # after it was read
         scheduler.wake("shop/web")
         await asyncio.sleep(0.02)
@@ -262,7 +262,7 @@ async def test_after_a_rollout_it_looks_again_at_once_or_when_that_says_so() -> 
     async with Scheduler(work) as scheduler:
         scheduler.wake("shop/web")
         await until(lambda: applies == 2)
-        await work.building.wait()
+        await until(work.building.is_set)
 
 
 async def test_one_application_never_waits_for_another() -> None:

@@ -426,6 +426,7 @@ async def test_every_write_is_made_as_the_account_that_it_is_for(pair: tuple[Ser
 
 async def test_nothing_is_deleted_without_its_uid(pair: tuple[Server, Cluster]) -> None:
     server, cluster = pair
+    server.script(ok)
     with pytest.raises(ValueError, match="without its UID"):
         await cluster.delete(REF, "")
     assert server.requests == []

@@ -118,6 +118,9 @@ def test_one_pod(name: str, subject: Json, blame: Blame, conclusive: bool, messa
 REFUSALS = [
     ("pods is forbidden: exceeded quota: q, requested: cpu=1", Blame.LUCK),
     ('Internal error occurred: failed calling webhook "a.b"', Blame.LUCK),
+    ("etcdserver: leader changed", Blame.LUCK),
+    ('no endpoints available for service "hook"', Blame.LUCK),
+    ("Internal error occurred: resource quota evaluation was interrupted", Blame.LUCK),
     ("pods is forbidden: error looking up service account shop/web", Blame.LUCK),
     ("unable to create new content in namespace shop because it is being terminated", Blame.LUCK),
     ('pods "web" is forbidden: violates PodSecurity "restricted:latest"', Blame.COMMIT),

@@ -109,6 +109,13 @@ def test_an_endpoint_of_a_pod_that_is_gone_is_not_clean() -> None:
     assert judge(deployment(), WEB, around).health.status is HealthStatus.HEALTHY
 
 
+def test_a_service_of_another_namespace_sends_to_nobody_here() -> None:
+    around = world((NEW, "rs2"), endpoints=("new",))
+    metadata = {"name": "web", "namespace": "other"}
+    around.services["other", "web"] = {"metadata": metadata, "spec": {"selector": {"app": "web"}}}
+    assert judge(deployment(), WEB, around).health.status is HealthStatus.HEALTHY
+
+
 def test_what_the_controller_says_comes_first() -> None:
     around = world((NEW, "rs2"), endpoints=("new",))
     verdict = judge(deployment(updatedReplicas=0), WEB, around)

@@ -9,7 +9,7 @@ import pytest
 
 from gitsync.cluster.client import Cluster
 from gitsync.errors import Transient
-from gitsync.model import Health, HealthStatus, Json, ObjectRef
+from gitsync.model import Applied, Health, HealthStatus, Json, ObjectRef
 from gitsync.report.redact import Redactor
 from gitsync.rollout import watch
 from gitsync.rollout.apply import apply_wave
@@ -192,6 +192,24 @@ async def test_a_commit_is_not_blamed_while_the_old_version_fails_too(
 async def test_what_never_changes_is_not_waited_for(target: Target, namespace: str) -> None:
     outcome = await roll(target, config_map(namespace, "c"), service(namespace))
     assert outcome == Outcome(verdict=Verdict.HEALTHY, health={})
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "fields", "waits"),
+    [
+        ("v1", "ConfigMap", {}, False),
+        ("v1", "Namespace", {"status": {"phase": "Active"}}, True),
+        ("example.org/v1", "Widget", {}, True),  # its operator has not looked at it yet
+        ("apps/v1", "Deployment", {}, True),
+        ("networking.k8s.io/v1", "Ingress", {"status": {}}, False),
+    ],
+)
+def test_what_is_waited_for(version: str, kind: str, fields: Json, waits: bool) -> None:
+    obj: Json = {"apiVersion": version, "kind": kind, "metadata": {"name": "x", "namespace": "shop"}} | fields
+    assert (
+        watch._may_wait(Applied(ref=ObjectRef.of(obj), uid="1", resource_version="1", changed=True, object=obj))
+        is waits
+    )
 
 
 async def test_unchanged_workloads_never_fail_a_wave(target: Target, node: Node, namespace: str) -> None:
