@@ -87,6 +87,7 @@ async def silence(request: Request) -> None:
         (404, failure(404, "NotFound", kind="namespaces", name="shop"), Waiting, "NamespaceNotFound"),
         (404, failure(404, "NotFound", kind="roles", name="r"), Waiting, "NotFound"),
         (404, b"404 page not found", NoKind, "NoKind"),
+        (404, {"kind": "Error", "details": {"name": "c", "kind": "configmaps"}}, NoKind, "NoKind"),  # no Status
         (409, failure(409, "Conflict"), Conflict, "Conflict"),
         (409, failure(409, "AlreadyExists"), Conflict, "AlreadyExists"),
         (410, failure(410, "Expired"), Expired, "Expired"),
@@ -200,6 +201,13 @@ async def test_an_answer_has_a_bound(pair: tuple[Server, Cluster], monkeypatch: 
     server.script(endless)
     with pytest.raises(Transient, match="bound"):
         await names(cluster)
+
+
+async def test_a_refusal_has_a_bound(pair: tuple[Server, Cluster]) -> None:
+    server, cluster = pair
+    server.script(lambda request: request.answer(b"x" * (module.ERROR_LIMIT + 1), 422, "text/plain"))
+    with pytest.raises(Transient, match="bound"):
+        await cluster.create(SENT)
 
 
 # ---------------------------------------------------------------- lists

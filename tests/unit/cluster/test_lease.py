@@ -187,6 +187,15 @@ async def test_a_write_expects_what_was_read(cluster: Cluster, namespace: str) -
     assert live["spec"]["holderIdentity"] == "two"
 
 
+async def test_it_lasts_as_long_as_its_holder_said(cluster: Cluster, namespace: str) -> None:
+    holder = Candidate(cluster, namespace, "holder", Timing(duration=30, renew_deadline=20, retry=0.1))
+    heir = Candidate(cluster, namespace, "heir")
+    assert await holder.lease._try()
+    for later, expired in ((0.0, False), (FAST.duration + 1, False), (31.0, True)):
+        heir.clock.skipped = later
+        assert await heir.lease._try() is expired
+
+
 async def test_it_is_not_given_up_before_the_work_has_ended(cluster: Cluster, namespace: str) -> None:
     one = Candidate(cluster, namespace, "one")
     holders: list[str] = []

@@ -340,6 +340,48 @@ async def test_who_waited_for_a_turn_takes_what_another_replica_built_meanwhile(
         assert b.registry.requests("PUT", "/manifests/gs-") == 1
 
 
+async def test_who_joined_a_build_is_not_refused_with_the_login_of_another(tmp_path: Path) -> None:
+    refused = asyncio.Event()
+
+    async def theirs(note: Callable[[str], None]) -> str:
+        await refused.wait()
+        raise Waiting("the login is wrong")
+
+    async def ours(note: Callable[[str], None]) -> str:
+        return "sha256:ours"
+
+    async with Images(Buildah(tmp_path / "store"), tmp_path / "work") as images:
+        first = asyncio.create_task(images._fly("web", theirs, lambda line: None))
+        await until(lambda: images._flights)
+        second = asyncio.create_task(images._fly("web", ours, lambda line: None))
+        await until(lambda: images._flights["web"].waiting == 2)
+        refused.set()
+        with pytest.raises(Waiting):
+            await first
+        assert await second == "sha256:ours"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lies", "kind", "said"),
+    [("arm64", False, Invalid, "for linux/arm64, not for linux/amd64"), ("amd64", True, Transient, "instead of")],
+)
+async def test_what_was_pushed_is_looked_at_again(
+    tmp_path: Path, architecture: str, lies: bool, kind: type[GitsyncError], said: str
+) -> None:
+    class Elsewhere(Buildah):
+        async def build(self, request: BuildRequest, log: Callable[[str], None]) -> str:
+            place = request.place
+            digest = await b.registry.push_image(place.path, place.tag, architecture=architecture)
+            return "sha256:" + "0" * 64 if lies else digest
+
+    repo = repository(tmp_path)
+    async with bench(tmp_path, Elsewhere(tmp_path / "store")) as b:
+        commit = await repo.commit({"hello/Dockerfile": dockerfile(b)})
+        with pytest.raises(kind, match=said) as caught:
+            await b.ensure(commit)
+        assert type(caught.value) is kind
+
+
 async def test_what_the_registry_does_not_have_was_not_pushed(tmp_path: Path) -> None:
     class Boastful(Buildah):
         async def build(self, request: BuildRequest, log: Callable[[str], None]) -> str:

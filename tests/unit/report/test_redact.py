@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from gitsync.report.redact import Redactor, shorten
+from gitsync.report.redact import _MOST, Redactor, shorten
 
 SECRET = "hunter2-hunter2"
 
@@ -19,7 +19,9 @@ SECRET = "hunter2-hunter2"
         ('{"authorization": "Bearer abcdefghijklmnop"}', '{"authorization": "Bearer ***"}'),
         ("sent Bearer abcdefghijklmnop to it", "sent Bearer *** to it"),
         ("token ghp_abcdefghijklmnopqrst refused", "token *** refused"),
-        ("glpat-abcdefghijklmnopqrst", "***"),
+        *((f"{prefix}abcdefghijklmnopqrst", "***") for prefix in (
+            "glpat-", "gho_", "github_pat_", "gldt-", "dckr_pat_", "npm_", "pypi-", "xoxb-", "whsec_", "AKIA",
+        )),
         ("password=abc&x=1", "password=***&x=1"),
         ('{"password": "abc def", "n": 1}', '{"password": ***, "n": 1}'),
         ("password: 'abc def'", "password: ***"),
@@ -49,6 +51,12 @@ def test_base64_is_known_with_and_without_its_padding() -> None:
     for padded in (base64.b64encode(b"hunter2-hunter2-").decode(), base64.b64encode(b"hunter2-hunter2-x").decode()):
         redactor = Redactor([base64.b64decode(padded).decode()])
         assert redactor(f"{padded} {padded.rstrip('=')}").replace("=", "") == "*** ***"
+
+
+def test_the_oldest_of_thousands_are_forgotten() -> None:
+    redactor = Redactor([f"value-{number:06}" for number in range(_MOST)])
+    redactor.learn("the-newest-value")
+    assert redactor("value-000000 value-000001 the-newest-value") == "value-000000 *** ***"
 
 
 def test_short_values_would_mask_ordinary_words() -> None:

@@ -131,12 +131,19 @@ async def test_a_replacement_deletes_and_creates(target: Target, node: Node, nam
     live = await cluster.get(first.ref)
     assert live is not None
     assert live["spec"]["selector"]["matchLabels"]["new"] == "yes"
+    await cluster.patch(first.ref, {"spec": {"replicas": 3}})
+    scaled = replace(target, autoscaled=frozenset({first.ref.key}))
+    inventory = [InventoryItem(ref=second.ref, uid=second.uid)]
+    (third,) = await apply_wave(scaled, [change(target, other, Action.REPLACE)], inventory=inventory)
+    assert (third.uid != second.uid, third.object["spec"]["replicas"]) == (True, 3)
 
 
 async def test_a_foreign_object_is_not_replaced(target: Target, namespace: str, cluster: Cluster) -> None:
     foreign = await cluster.apply(deployment(namespace), manager="somebody")
-    with pytest.raises(Held):
-        await apply_wave(target, [change(target, deployment(namespace), Action.REPLACE)])
+    predecessor = [InventoryItem(ref=foreign.ref, uid="of-its-predecessor")]
+    for inventory in ([], predecessor):
+        with pytest.raises(Held):
+            await apply_wave(target, [change(target, deployment(namespace), Action.REPLACE)], inventory=inventory)
     live = await cluster.get(foreign.ref)
     assert live is not None
     assert live["metadata"]["uid"] == foreign.uid

@@ -78,6 +78,18 @@ async def following(cluster: Cluster, namespace: str) -> AsyncGenerator[Case]:
         yield it
 
 
+def test_a_version_of_long_ago_may_have_been_overtaken() -> None:
+    sent = config("shop")
+
+    def heard(*versions: int) -> bool:
+        marks = tuple((str(version), b"same") for version in versions)
+        return module._Expected(APP, ObjectRef.of(sent), sent, "", heard=marks).overtaken("1")
+
+    assert not heard(1, 2, 3), "only its status was written"
+    assert not heard(0), "it is still to come"
+    assert heard(*range(2, 2 + module._MOST_HEARD))
+
+
 async def test_it_wakes_once_and_again_when_it_is_right_without_our_doing(cluster: Cluster, namespace: str) -> None:
     async with following(cluster, namespace) as it:
         await it.heard(await it.edit(other="no concern of ours", value="ours"))
@@ -133,6 +145,22 @@ async def test_who_edits_during_a_rollout_is_found_when_it_has_ended(cluster: Cl
         await it.follow(reply)
         assert it.drift is not None
         assert it.woken == 1
+
+
+async def test_who_edits_what_is_new_before_it_is_followed_is_found(cluster: Cluster, namespace: str) -> None:
+    async with following(cluster, namespace) as it:
+        new = config(namespace, key="ours")
+        new["metadata"]["name"] = "new"
+        ref, reply = ObjectRef.of(new), (await cluster.apply(new)).object
+        edited = await cluster.patch(ref, {"data": {"key": "theirs"}})
+        (watched,) = it.follower._watched.values()
+        entries, version = watched.watcher.entries, edited["metadata"]["resourceVersion"]
+        await it.until(lambda: (namespace, "new") in entries and entries[namespace, "new"].version == version)
+        followed = Followed(
+            ref=ref, sent=new, fields=owned_digest(new, reply), version=reply["metadata"]["resourceVersion"]
+        )
+        await it.follower.follow(APP, [followed])
+        assert ref.key in it.follower.drifted(APP)
 
 
 async def test_a_removed_label_does_not_hide_what_follows(cluster: Cluster, namespace: str) -> None:

@@ -165,17 +165,20 @@ async def test_only_what_the_attempt_created_is_removed(target: Target, namespac
 async def test_what_is_good_or_somebody_elses_or_done_is_not_removed(
     target: Target, namespace: str, cluster: Cluster
 ) -> None:
-    again, recreated, moved = (config_map(namespace, name) for name in ("again", "recreated", "moved"))
+    again, recreated, moved, namesake = (
+        config_map(namespace, name) for name in ("again", "recreated", "moved", "namesake")
+    )
     job: Json = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": "done", "namespace": namespace},
         "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "m", "image": "m"}]}}},
     }
-    made = (again, recreated, moved, job)
+    made = (again, recreated, moved, job, namesake)
     items = await send(target, *made)
     items[1] = replace(items[1], uid="of-what-we-made")
     await cluster.patch(items[2].ref, {"metadata": {"labels": {"gitsync.dev/application": "blog"}}})
+    await cluster.patch(items[4].ref, {"metadata": {"labels": {"gitsync.dev/application-namespace": "elsewhere"}}})
     times = {"startTime": "2026-01-01T00:00:00Z", "completionTime": "2026-01-01T00:00:01Z", "succeeded": 1}
     complete = {"conditions": [{"type": "Complete", "status": "True"}]} | times
     await cluster.apply(body(items[3].ref, status=complete), subresource="status", manager="node")
