@@ -142,8 +142,9 @@ async def test_a_foreign_object_is_not_replaced(target: Target, namespace: str, 
     foreign = await cluster.apply(deployment(namespace), manager="somebody")
     predecessor = [InventoryItem(ref=foreign.ref, uid="of-its-predecessor")]
     for inventory in ([], predecessor):
-        with pytest.raises(Held):
-            await apply_wave(target, [change(target, deployment(namespace), Action.REPLACE)], inventory=inventory)
+        async with asyncio.timeout(10):  # it would wait for its end
+            with pytest.raises(Held):
+                await apply_wave(target, [change(target, deployment(namespace), Action.REPLACE)], inventory=inventory)
     live = await cluster.get(foreign.ref)
     assert live is not None
     assert live["metadata"]["uid"] == foreign.uid
