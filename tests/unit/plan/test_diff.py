@@ -200,6 +200,16 @@ def test_null_in_string_data_is_nothing_and_a_custom_secret_is_no_secret() -> No
     assert [change.path for change in changes] == ["stringData.a"]
 
 
+def test_who_came_before_our_own_latest_write_is_blamed_all_the_same() -> None:
+    fields: Json = {"f:data": {"f:a": {}}}
+    entries: list[Json] = [
+        {"manager": "mallory", "operation": "Update", "time": "2026-01-01T00:00:00Z", "fieldsV1": fields},
+        {"manager": "gitsync", "operation": "Apply", "time": "2026-01-02T00:00:00Z", "fieldsV1": fields},
+    ]
+    live: Json = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "managedFields": entries}}
+    assert [each.manager for each in blame(live, ["data.a"])] == ["mallory"]
+
+
 def test_drift_of_a_secret_is_masked() -> None:
     sent = build(SECRET, "{stringData: {password: hunter2}}")
     reply, live = build(SECRET, "{data: {password: aHVudGVyMg==}}"), build(SECRET, "{data: {password: b2xk}}")

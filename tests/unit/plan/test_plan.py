@@ -309,7 +309,8 @@ def test_a_bare_pod(old: str, new: str, action: Action) -> None:
 
 
 def test_a_pod_that_ended_does_not_start_again_for_an_image() -> None:
-    assert only(make(POD.replace("w1", "w2"), pod_in_cluster(phase="Succeeded"))).action is Action.REPLACE
+    for phase in ("Succeeded", "Failed"):
+        assert only(make(POD.replace("w1", "w2"), pod_in_cluster(phase=phase))).action is Action.REPLACE
     assert only(make(POD.replace("app: hello", "app: x"), pod_in_cluster(phase="Failed"))).action is Action.UPDATE
 
 

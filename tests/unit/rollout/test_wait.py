@@ -5,8 +5,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import orjson
 import pytest
 
+from gitsync.cluster.cache import Entry, Observed
 from gitsync.cluster.client import Cluster
 from gitsync.errors import Transient
 from gitsync.model import Applied, Health, HealthStatus, Json, ObjectRef
@@ -210,6 +212,17 @@ def test_what_is_waited_for(version: str, kind: str, fields: Json, waits: bool) 
         watch._may_wait(Applied(ref=ObjectRef.of(obj), uid="1", resource_version="1", changed=True, object=obj))
         is waits
     )
+
+
+def test_a_pod_that_is_made_again_under_its_name_is_the_only_one(target: Target) -> None:
+    wait = watch._Wait(target, [], [], [], [], 1.0, 3, lambda _: None)
+    hear = wait._on_owned(wait._world.pods)
+    for uid in ("first", "second"):
+        raw = orjson.dumps({"metadata": {"name": "db-0", "namespace": "shop", "uid": uid}})
+        hear(Observed(key=("shop", "db-0"), entry=Entry(uid, "1", b""), raw=raw))
+    assert list(wait._world.pods) == ["second"]
+    hear(Observed(key=("shop", "db-0"), entry=None))
+    assert wait._world.pods == {}
 
 
 async def test_unchanged_workloads_never_fail_a_wave(target: Target, node: Node, namespace: str) -> None:
