@@ -211,3 +211,4 @@ def test_whose_readiness_is_only_a_start(made: Json, spec: Json, expected: set[t
     workload = deployment()
     workload["spec"] |= spec
     assert started(workload, world((made, "rs2"))) == expected
+    assert started(workload | {"kind": "Job"}, world((made, "web"))) == frozenset()  # its pods are meant to end
