@@ -109,7 +109,7 @@ async def _render(snapshot: Snapshot, path: str, options: RenderOptions | None) 
         found = await _found(snapshot, directory, options.reader, options, base)
     manifests = list(found)
     if not manifests:
-        raise Invalid("holds no object, only comments or empty documents", doing="rendering", origin=base,
+        raise Invalid("holds no object, only comments or empty documents", doing="rendering", origin=_whole(base),
                       hint="to remove everything, delete the Application", reason="Empty")  # fmt: skip
     _check_unique(manifests)
     return manifests
@@ -120,6 +120,11 @@ def _normal(path: str) -> str:
     if normal.startswith(("..", "/")) or "\0" in path:
         raise Invalid(f"the path '{path}' leaves the repository", doing="rendering", hint="give a path inside it")
     return "" if normal == "." else normal
+
+
+def _whole(base: Origin) -> Origin:
+    """The place of what concerns the directory as a whole; the root has a name too."""
+    return replace(base, file=base.file or ".")
 
 
 async def _found(
@@ -147,7 +152,7 @@ async def _found(
         ]
     entries = _select(snapshot, directory, options, base)
     if not entries:
-        raise Invalid(f"holds no file that ends in {', '.join(SUFFIXES)}", doing="rendering", origin=base,
+        raise Invalid(f"holds no file that ends in {', '.join(SUFFIXES)}", doing="rendering", origin=_whole(base),
                       reason="Empty")  # fmt: skip
     parsed = await _read(snapshot, entries, reader, options, base)
     return [
@@ -181,7 +186,7 @@ def _select(snapshot: Snapshot, directory: str, options: RenderOptions, base: Or
 
     single = snapshot.entry(directory) if directory else None
     listed = [single] if single else list(islice(snapshot.entries(directory), options.files + 1))
-    if not listed:
+    if not listed and directory:
         for parent in _parents(directory):
             entry = snapshot.entry(parent)
             if entry is not None:

@@ -297,7 +297,7 @@ def _scalar(text: str) -> JsonValue:
 def _number(value: float) -> float:
     """What is left of a number after Go has written it as JSON and read it again. Raises ``ValueError``."""
     if isinstance(value, int):
-        return value if value < 1 << 63 else float(value)
+        return value if -(1 << 63) <= value < 1 << 63 else float(value)
     if not math.isfinite(value):
         raise ValueError
     if not value.is_integer():

@@ -396,6 +396,21 @@ async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
         await render_directory(tmp_path / "gone")
 
 
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ((), r"\(\.\): holds no file that ends in"),
+        (("README.md",), r"\(\.\): holds no file that ends in"),
+        (("a.yaml",), r"\(\.\): holds no object"),
+    ],
+)
+async def test_a_directory_on_disk_without_objects(files: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).write_text("# nothing\n")
+    with pytest.raises(Invalid, match=words):
+        await render_directory(tmp_path)
+
+
 async def test_an_overlay_on_disk_cannot_leave_its_repository(tmp_path: Path) -> None:
     for path, text in {
         "repo/.git/HEAD": "",

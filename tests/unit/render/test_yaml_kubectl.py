@@ -77,6 +77,11 @@ def test_an_escaped_solidus_is_the_one_thing_read_beyond_kubectl() -> None:
     assert read('a: "\\/"\n') == [{"a": "/"}]
 
 
+@pytest.mark.parametrize("text", ["-9223372036854775809", "-9999999999999999999"])
+def test_a_json_integer_below_64_bits_is_a_float(text: str) -> None:
+    assert typed(read(f'{{"a": {text}}}')) == typed([{"a": float(text)}])
+
+
 json_values = st.recursive(
     st.none()
     | st.booleans()
