@@ -43,8 +43,11 @@ from gitsync.model import (
 
 T = TypeVar("T")
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# What a cluster or a repository says is text: "[web]" is no markup, ":100:" no emoji.
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+if not out.is_terminal:
+    out.width = 10_000  # a table for grep and awk: a line a row, no word broken
 
 app = typer.Typer(
     name="gitsync",
@@ -85,10 +88,10 @@ def emit(value: Any, output: Output, table: Callable[[], Table | str] | None = N
         sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         sys.stdout.buffer.flush()
     elif output is Output.YAML:
-        out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="", markup=False)
+        out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
     else:
         assert table is not None
-        out.print(table(), markup=False) if isinstance(shown := table(), str) else out.print(shown)
+        out.print(table())
 
 
 def columns(*names: str) -> Table:
@@ -99,7 +102,7 @@ def columns(*names: str) -> Table:
 
 
 def fail(error: GitsyncError | str, code: int = 1) -> NoReturn:
-    err.print(f"gitsync: {error}", style="red" if err.is_terminal else None, markup=False)
+    err.print(f"gitsync: {error}", style="red" if err.is_terminal else None)
     raise typer.Exit(code)
 
 
@@ -135,9 +138,10 @@ def age(stamp: str) -> str:
 
 @contextlib.asynccontextmanager
 async def connected(kubeconfig: Path | None, context: str) -> AsyncGenerator[Any]:
-    from gitsync.cluster.client import Cluster  # imports the cluster's client library: only when needed
+    from gitsync.cluster.client import PATIENCE, Cluster  # imports the cluster's client library: only when needed
 
     async with await Cluster.connect(str(kubeconfig or ""), context, allow_plugins=True) as cluster:
+        await cluster.resource(API_GROUP, VERSION, KIND, deadline=PATIENCE)
         yield cluster
 
 
@@ -237,9 +241,9 @@ async def follow(cluster: Any, ref: ObjectRef, settled: Callable[[Json], bool], 
                 if told and told != said and not quiet:
                     said = told
                     if spinner is not None:
-                        spinner.update(told)
+                        spinner.update(escape(told))
                     else:
-                        err.print(told, markup=False)
+                        err.print(told)
                 if settled(obj):
                     return obj
                 await asyncio.sleep(0.5)
@@ -671,13 +675,16 @@ def health(
     run(work())
 
 
-def items_of(value: Any) -> Sequence[Any]:
-    """The items of a ``List``, or the object itself."""
+def items_of(value: Any, inherited: tuple[str, str] = ("", "")) -> list[Any]:
+    """The items of a ``List``, or the object itself. Lists nest; the items of a ``PodList`` need not say ``Pod``."""
     obj = cast("Json", value) if isinstance(value, dict) else {}
-    items: Any = obj.get("items")
-    if str(obj.get("kind", "")).endswith("List") and isinstance(items, list):
-        return cast("list[Any]", items)
-    return [value]
+    if inherited[1] and obj and not obj.get("kind"):
+        obj = value = {**obj, "apiVersion": inherited[0], "kind": inherited[1]}
+    kind, items = obj.get("kind"), obj.get("items", ())
+    if not isinstance(kind, str) or not kind.endswith("List") or not isinstance(items, list | None):
+        return [value]
+    below = (str(obj.get("apiVersion") or ""), kind.removesuffix("List"))
+    return [each for item in cast("list[Any]", items or []) for each in items_of(item, below)]
 
 
 # ---------------------------------------------------------------- the service
@@ -741,10 +748,10 @@ def sandbox(
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with Sandbox(port=port, kubeconfig=kubeconfig, engine=engine) as cluster:
-            err.print(f"The API answers at {cluster.url}. In another terminal:", markup=False)
-            out.print(f"export KUBECONFIG={cluster.kubeconfig}", markup=False)
+            err.print(f"The API answers at {cluster.url}. In another terminal:")
+            out.print(f"export KUBECONFIG={cluster.kubeconfig}")
             await stop.wait()
-            err.print("removing everything", markup=False)
+            err.print("removing everything")
 
     try:
         run(work())
@@ -759,7 +766,7 @@ class Story:
         self._status = err.status("") if err.is_terminal else None
 
     def line(self, text: str) -> None:
-        err.print(text, markup=False)
+        err.print(text)
 
     def now(self, text: str) -> None:
         if self._status is None:
@@ -801,7 +808,7 @@ def run_demo(
     try:
         figures = run(work())
     except asyncio.CancelledError:
-        err.print("everything is removed", markup=False)
+        err.print("everything is removed")
         raise typer.Exit(130 if once else 0) from None
     value = {
         "secondsToFirstServe": round(figures.to_first_serve, 1),

@@ -22,7 +22,7 @@ import structlog
 from gitsync.application import KIND, PLURAL, VERSION, Application, crd
 from gitsync.attempt import Prepared
 from gitsync.cluster.cache import Observed, Watcher
-from gitsync.cluster.client import Cluster
+from gitsync.cluster.client import PATIENCE, Cluster
 from gitsync.cluster.lease import Lease
 from gitsync.cluster.record import Records
 from gitsync.errors import Invalid
@@ -383,6 +383,7 @@ async def preview(settings: Settings, ref: ObjectRef) -> Plan:
     redactor = Redactor()
     configure(redactor=redactor, format=settings.log_format, level=settings.log_level)
     async with await Cluster.connect(str(settings.kubeconfig or ""), settings.context, allow_plugins=True) as cluster:
+        await cluster.resource(API_GROUP, VERSION, KIND, deadline=PATIENCE)
         obj = await cluster.get(ref)
         if obj is None:
             raise Invalid(

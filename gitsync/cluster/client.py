@@ -58,6 +58,8 @@ JsonPatch = list[Json]
 
 DEADLINE = 60.0
 """Seconds for one call, its retries included."""
+PATIENCE = 10.0
+"""Seconds in which a cluster must answer at all where a person waits for it."""
 ATTEMPT = 35.0
 """Seconds for one request: longer than the 30 s that an admission webhook may take."""
 OBJECT_LIMIT = 16 << 20
@@ -115,7 +117,12 @@ async def access(kubeconfig: str = "", context: str = "", *, allow_plugins: bool
             raise
         except Exception as error:  # the library raises whatever a malformed file makes it trip over
             place = places or "the pod's service account"
-            raise Invalid(f"cannot use {place}: {type(error).__name__}: {error}", doing="configuring access") from error
+            said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            raise Invalid(
+                f"cannot use {place}: {said}",
+                doing="configuring access",
+                hint="name a kubeconfig with --kubeconfig or KUBECONFIG, and one of its contexts with --context",
+            ) from error
 
     async def authorization() -> str:
         configuration = (await load()).configuration

@@ -464,6 +464,8 @@ def _disruption_budget(obj: Json) -> Health:
     if allowed and _text(allowed, "reason") == "SyncFailed":
         return _say(DEGRADED, _why(allowed))
     wanted, current = _int(obj, "status.desiredHealthy"), _int(obj, "status.currentHealthy")
+    if not allowed and not wanted and _typed(obj, "status.observedGeneration", int) is None:
+        return _say(PROGRESSING, "waiting for the controller's first look")
     if current < wanted:
         return _say(PROGRESSING, f"{current} of {wanted} required pods are healthy")
     return _say(HEALTHY)

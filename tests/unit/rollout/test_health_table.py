@@ -256,6 +256,9 @@ TABLE: list[tuple[str, str, str, str]] = [
      "no controller"),
     (PDB, "{status: {conditions: [{type: DisruptionAllowed, status: 'False', reason: InsufficientPods}]}}", H, ""),
     (PDB, "{metadata: {generation: 2}, status: {observedGeneration: 1}}", P, "generation 2"),
+    (PDB, "{}", P, "first look"),
+    (PDB, "{status: {desiredHealthy: 0, currentHealthy: 0, disruptionsAllowed: 0, expectedPods: 0}}", P, "first look"),
+    (PDB, "{status: {observedGeneration: 1, desiredHealthy: 0, currentHealthy: 0}}", H, ""),
     # extending the API
     (API_SERVICE, "{status: {conditions: [{type: Available, status: 'True'}]}}", H, ""),
     (API_SERVICE, "{status: {conditions: [{type: Available, status: 'False', reason: MissingEndpoints}]}}", P, "MissingEndpoints"),
