@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import re
 import secrets
 import signal
@@ -84,14 +85,20 @@ def main() -> None:
 
 def emit(value: Any, output: Output, table: Callable[[], Table | str] | None = None) -> None:
     """One value in the form that was asked for; ``table`` is only called for people."""
-    if output is Output.JSON or (table is None and output in (Output.TABLE, Output.WIDE)):
-        sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-        sys.stdout.buffer.flush()
-    elif output is Output.YAML:
-        out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
-    else:
-        assert table is not None
-        out.print(table())
+    try:
+        if output is Output.JSON or (table is None and output in (Output.TABLE, Output.WIDE)):
+            sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        elif output is Output.YAML:
+            out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
+        else:
+            assert table is not None
+            out.print(table())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever read it has seen enough
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what is still buffered fails at the exit
+        fail(f"printing the result: {error.strerror}; give the output a place that takes it")
 
 
 def columns(*names: str) -> Table:

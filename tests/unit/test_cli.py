@@ -1,6 +1,8 @@
 """What the command line prints, of files alone."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,13 @@ def test_an_error_on_line_100_names_line_100(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("\n" * 99 + "a: !x 1")
     result = CliRunner().invoke(app, ["health", str(tmp_path / "a.yaml")])
     assert "a.yaml:100:" in result.output
+
+
+@pytest.mark.parametrize("output", ["json", "yaml", "table"])
+def test_a_full_disk_is_one_line(output: str) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "gitsync", "version", "-o", output]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith("gitsync: printing the result: No space left on device")
+    assert result.stderr.count("\n") == 1
