@@ -396,7 +396,7 @@ async def preview(settings: Settings, ref: ObjectRef) -> Plan:
 async def ensure_application(cluster: Cluster, obj: dict[str, Any]) -> None:
     """Teach the cluster the kind if it does not know it, and write the Application."""
     definition = crd()
-    if await cluster.get(ObjectRef.of(definition)) is None:
+    if await cluster.get(ObjectRef.of(definition), deadline=PATIENCE) is None:
         await cluster.apply(definition)
     async with asyncio.timeout(60):
         while True:

@@ -58,7 +58,9 @@ def test_a_table_that_is_not_read_on_a_terminal_breaks_no_word(tmp_path: Path) -
     )
 
 
-@pytest.mark.parametrize("command", ["get", "diff", "suspend"])
+@pytest.mark.parametrize(
+    "command", ["get hello", "diff hello", "suspend hello", "run https://git.example.test/hello.git"]
+)
 def test_a_cluster_that_is_not_there_is_told_soon(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +78,7 @@ def test_a_cluster_that_is_not_there_is_told_soon(
             "users": [{"name": "u", "user": {}}],
         }
         (tmp_path / "kubeconfig").write_bytes(orjson.dumps(kubeconfig))
-        result = CliRunner().invoke(app, [command, "hello", "--kubeconfig", str(tmp_path / "kubeconfig")])
+        result = CliRunner().invoke(app, [*command.split(), "--kubeconfig", str(tmp_path / "kubeconfig")])
     assert result.exit_code == 1
     assert f"cannot reach {cluster['server']}" in result.output
 
