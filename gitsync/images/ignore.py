@@ -21,7 +21,7 @@ def ignore_file(dockerfile: str, context: str) -> tuple[str, str]:
 def matcher(text: str, origin: Origin | None = None) -> Callable[[str], bool]:
     """A test whether a file (POSIX path relative to the context) is ignored. ``Invalid`` names a bad pattern's line."""
     rules: list[tuple[bool, re.Pattern[str]]] = []
-    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         if line.startswith("#"):
             continue
         pattern = line.strip()

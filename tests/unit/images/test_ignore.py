@@ -38,6 +38,7 @@ from gitsync.model import Origin
         ("\ufeffa\r\nb\r\n", ["a", "b"], ["c"]),
         ("a b", ["a b"], ["a", "b"]),
         (" #a", ["#a"], ["a"]),
+        ("a\x0cb\nc\u2028d", ["a\x0cb", "c\u2028d"], ["a", "b", "c", "d"]),
     ],
 )
 def test_what_is_ignored(rules: str, ignored: list[str], kept: list[str]) -> None:
