@@ -24,7 +24,6 @@ from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import orjson
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -89,7 +88,9 @@ def emit(value: Any, output: Output, table: Callable[[], Table | str] | None = N
         if output is Output.JSON or (table is None and output in (Output.TABLE, Output.WIDE)):
             sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         elif output is Output.YAML:
-            out.print(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), end="")
+            from gitsync.render.yaml import dump
+
+            out.print(dump(value), end="")
         else:
             assert table is not None
             out.print(table())

@@ -25,7 +25,8 @@ from typing import Any, Final, cast
 
 import msgspec
 import orjson
-from yaml import MarkedYAMLError, YAMLError
+from yaml import MarkedYAMLError, SafeDumper, ScalarNode, YAMLError
+from yaml import dump as _write
 from yaml._yaml import CParser  # pyright: ignore[reportMissingModuleSource] -- the compiled half of PyYAML has no stub
 from yaml.events import (
     AliasEvent,
@@ -175,6 +176,26 @@ def load(data: bytes, origin: Origin) -> list[Document]:
         return parse(data).documents()
     except Unreadable as error:
         raise error.within(origin) from error
+
+
+def dump(value: JsonValue) -> str:
+    """YAML that kubectl reads as this value. PyYAML itself would leave strings like ``1e3`` and ``y`` bare."""
+    return _write(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+_RARE_BREAK = re.compile("[\x85\u2028\u2029\ufeff]")
+
+
+class _Dumper(SafeDumper):
+    pass
+
+
+def _string(dumper: SafeDumper, text: str) -> ScalarNode:
+    style = '"' if _RARE_BREAK.search(text) else None if isinstance(_scalar(text), str) else "'"
+    return dumper.represent_scalar(_PREFIX + "str", text, style=style)  # pyright: ignore[reportUnknownMemberType]
+
+
+_Dumper.add_representer(str, _string)
 
 
 # ---------------------------------------------------------------- text

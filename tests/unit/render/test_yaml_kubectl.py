@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gitsync.render.yaml import MAX_DEPTH, Unreadable, parse
+from gitsync.render.yaml import MAX_DEPTH, Unreadable, dump, parse
 
 CASES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "kubectl.json").read_text())
 
@@ -114,3 +114,10 @@ def test_any_bytes_are_read_or_refused_with_a_place(data: bytes) -> None:
 def test_the_deepest_nesting_allowed_can_be_written_again() -> None:
     deep = "a: " + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
     assert orjson.loads(orjson.dumps(read(deep))) == read(deep)
+
+
+@given(json_values)
+@example({"a": ["y", "N", "1e3", "0o17", "1_000", "0b1", "+1", "22:22", "NO", "~", "", "<<", "2001-01-01", ".5"]})
+@example({"1e3": 1, "y": 2, "a\u2028b\x85": "\ufeff \n"})
+def test_what_is_written_is_read_again(value: Any) -> None:
+    assert typed(read(dump({"a": value}))) == typed([{"a": value}])
