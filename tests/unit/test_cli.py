@@ -10,7 +10,7 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from gitsync import service
+from gitsync import __version__, service
 from gitsync.cli import app
 from gitsync.cluster import client
 
@@ -19,6 +19,10 @@ def run(*arguments: str) -> str:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def test_the_version_is_told_in_both_ways() -> None:
+    assert run("--version").strip() == orjson.loads(run("version", "-o", "json"))["version"] == __version__
 
 
 @pytest.mark.parametrize(
