@@ -406,11 +406,13 @@ def begun(record: Record, prepared: Prepared) -> Record:
         generation=prepared.application.generation,
         digest=prepared.digest,
         overtook=former is not None and (former.overtook or not resumed),
+        rollback=prepared.rollback,
     )
     if prepared.rollback:
+        marks = [mark for mark in record.approvals if mark != prepared.rollback]
         record = replace(
             record,
-            approvals=(*record.approvals[-MOST_QUARANTINED:], prepared.rollback),
+            approvals=(*marks[-MOST_QUARANTINED:], prepared.rollback),
             quarantine=remembered(record.quarantine, *_left_behind(record, prepared)),
         )
     return replace(

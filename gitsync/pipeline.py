@@ -122,6 +122,8 @@ class Pipeline:
             record = memory.record
             if record is None or record.attempt is None or memory.applying is not None:
                 return None
+            if record.attempt.rollback and error.reason == "Quarantined":  # that is what a person goes back from
+                return await self._preparing.resume(application, memory, record, run)
             # What was begun will not be gone on with: it must not stay as a half.
             decision = decision or decision_of(application, record.attempt.revision)
             return self._preparing.abandon(application, record, decision, error)
@@ -161,6 +163,8 @@ class Pipeline:
             target.sha = revision.sha
             decision = decision_of(application, revision)
             if decision in (memory.decided, memory.applying):
+                if memory.applying is None and record.attempt is not None and record.attempt.rollback:
+                    return await self._preparing.resume(application, memory, record, run)  # bad luck had stopped it
                 if memory.applying is None:
                     self._tools.reporter.observe(application, suspended=False, **handled(application))
                     self._tools.reporter.recovered(application)

@@ -341,9 +341,10 @@ class Preparing:
         desired = Desired(
             revision=prepared.plan.revision, manifests=tuple(change.manifest for change in prepared.plan.changes)
         )
-        return await self.plan(
+        again = await self.plan(
             prepared.application, memory, record, prepared.decision, desired, prepared.images, prepared.digest, run
         )
+        return replace(again, rollback=prepared.rollback)
 
     def target(self, application: Application) -> ClusterTarget:
         name = application.spec.sync.service_account_name or self._tools.defaults.service_account
@@ -399,7 +400,8 @@ class Preparing:
         images = ImageSet(images=attempt.images, bases=attempt.bases)
         memory.considering, memory.digest = decision, attempt.digest
         async with run.stage(Stage.PLAN, "resuming what was interrupted"):
-            return await self.plan(application, memory, record, decision, desired, images, attempt.digest, run)
+            prepared = await self.plan(application, memory, record, decision, desired, images, attempt.digest, run)
+        return replace(prepared, rollback=attempt.rollback)
 
     async def rollback(self, application: Application, memory: Memory, record: Record, run: Run) -> Prepared | None:
         """An earlier deployment, from the objects that were kept of it, if a person has asked for that. Once."""

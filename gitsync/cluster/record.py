@@ -106,6 +106,9 @@ class Attempt:
     generation: int = 0  # of the Application's spec
     digest: str = ""  # what quarantine would remember
     overtook: bool = False
+    rollback: str = (
+        ""  # the mark of a person's request that it answers; git names something else, and that is condemned
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -675,6 +675,53 @@ async def test_a_request_to_go_back_survives_bad_luck_and_is_answered_once(
     assert await room.data("a") == {"k": "1"}
 
 
+@pytest.mark.parametrize("dies", [False, True])
+async def test_going_back_goes_on_after_bad_luck_although_git_names_what_was_left(
+    room: Room, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    first = room.commit({"a": config("a", k="1"), "b": config("b")})
+    await room.sync()
+    room.commit({"a": config("a", k="2"), "b": None})
+    await room.sync()
+    room.follow(annotations={"rollback": "@now"})
+    prepared = await room.plan()
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "apply", "b", Transient("it is away"))
+        with pytest.raises(Transient):
+            await room.apply(prepared)
+    if dies:
+        await room.restart()
+        with monkeypatch.context() as patch:
+            fails_at(patch, room, "get", "a", Transient("it is away"))
+            with pytest.raises(Transient):
+                await room.prepare()
+    assert (await room.sync()).delivered
+    assert await room.data("a") == {"k": "1"}
+    record = await room.record()
+    assert record.attempt is None
+    assert record.last_good is not None
+    assert record.last_good.revision.sha == first
+    assert record.history[0].outcome == "RolledBack"
+    assert await room.prepare() is None  # nor does what was left come back
+    assert await room.data("a") == {"k": "1"}
+
+
+async def test_a_new_commit_overtakes_a_person_who_goes_back(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in "12":
+        room.commit({"a": config("a", k=number)})
+        await room.sync()
+    room.follow(annotations={"rollback": "@now"})
+    prepared = await room.plan()
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "apply", "a", Transient("it is away"))
+        with pytest.raises(Transient):
+            await room.apply(prepared)
+    room.commit({"a": config("a", k="3")})
+    assert (await room.sync()).delivered
+    assert await room.data("a") == {"k": "3"}
+    assert await room.prepare() is None
+
+
 async def test_an_application_does_not_go_before_what_it_has_to_take_along(room: Room) -> None:
     room.commit({"a": config("a"), "kept": config("kept", {"gitsync.dev/prune": "disabled"})})
     await room.sync()
