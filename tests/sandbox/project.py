@@ -5,8 +5,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,23 @@ class Project:
                 await process.wait()
         assert process.returncode == -9, told.decode()
         return told.decode()
+
+
+@contextmanager
+def asked_by(service: Service) -> Generator[list[tuple[Any, ...]]]:
+    """What it asks the API server meanwhile: (verb, path, …)."""
+    asked: list[tuple[Any, ...]] = []
+    call = service.cluster._call
+
+    async def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments)
+        return await call(*arguments, **options)
+
+    service.cluster._call = noted
+    try:
+        yield asked
+    finally:
+        service.cluster._call = call
 
 
 def condition(status: Json, kind: str) -> str:

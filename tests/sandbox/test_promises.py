@@ -11,7 +11,7 @@ import pytest_asyncio
 from gitsync.sandbox.registry import Options
 from tests.registry import TestRegistry
 from tests.sandbox.conftest import Cluster, deployment, service
-from tests.sandbox.project import Project, condition, config_map, teach
+from tests.sandbox.project import Project, asked_by, condition, config_map, teach
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Json = dict[str, Any]
@@ -302,15 +302,8 @@ async def test_drift_is_put_back_and_blamed_and_nothing_else_is_touched(project:
         await project.serves(changed)
         assert (await project.cluster.get("deployments", "scaled", "apps/v1"))["spec"]["replicas"] == 2
 
-        asked: list[tuple[Any, ...]] = []
-        call = running.cluster._call
-
-        async def counted(*arguments: Any, **options: Any) -> Any:
-            asked.append(arguments)
-            return await call(*arguments, **options)
-
-        running.cluster._call = counted
-        await asyncio.sleep(2.2)  # two polls
+        with asked_by(running) as asked:
+            await asyncio.sleep(2.2)  # two polls
         assert asked == [], "a reconcile with nothing to do has asked the API server"
 
 
@@ -319,16 +312,12 @@ async def test_a_commit_that_wants_what_serves_asks_nothing_of_the_cluster(proje
     await project.follow()
     async with project.gitsync() as running:
         await project.serves(first)
-        asked: list[tuple[Any, ...]] = []
-        call = running.cluster._call
-
-        async def counted(*arguments: Any, **options: Any) -> Any:
-            asked.append(arguments)
-            return await call(*arguments, **options)
-
-        running.cluster._call = counted
-        noted = project.commit({"README.md": "what it is\n"})
-        await project.serves(noted)
+        async with asyncio.timeout(30):
+            while not running.pipeline.follower.sees(f"{project.namespace}/shop"):
+                await asyncio.sleep(0.01)
+        with asked_by(running) as asked:
+            noted = project.commit({"README.md": "what it is\n"})
+            await project.serves(noted)
         assert {(verb, path.rpartition("/")[2]) for verb, path, *_ in asked} <= {
             ("PUT", "shop.gitsync-record"),
             ("PATCH", "status"),
@@ -338,7 +327,6 @@ async def test_a_commit_that_wants_what_serves_asks_nothing_of_the_cluster(proje
         assert record.last_good is not None
         assert record.last_good.revision.sha == noted
 
-        running.cluster._call = call
         refused = project.commit({"manifests/a.yaml": config_map("a", k="2") | {"dtaa": {}}})
         await project.refuses(refused)
         back = project.commit({"manifests/a.yaml": config_map("a", k="1")})
