@@ -31,7 +31,7 @@ format: install ## let ruff sort and lay out the code
 
 test: install ## unit, contract and sandbox tests: real git, builds, registry, containers; no cluster
 	$(BIN)/python -m tests.tools
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/python -m tests $(ARGS)
 
 e2e: install ## the promises on a real Kubernetes in a network namespace of its own
 	$(BIN)/python -m tests.e2e $(ARGS)

@@ -271,6 +271,7 @@ async def test_only_what_was_made_here_is_pruned_and_much_only_if_approved(proje
 
 async def test_drift_is_put_back_and_blamed_and_nothing_else_is_touched(project: Project) -> None:
     scaled: Json = {"apiVersion": "apps/v1"} | deployment("scaled", "localhost/gitsync/sandbox-test:1", "sleep 600")
+    scaled["spec"]["minReadySeconds"] = 1
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "scaled"}
     scaler = {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "scaled"},
               "spec": {"scaleTargetRef": target, "minReplicas": 1, "maxReplicas": 3}}  # fmt: skip
