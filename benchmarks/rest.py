@@ -76,8 +76,8 @@ async def run(scale: float) -> Sequence[Row]:
             peers={"git fetch and one PATCH": median(floor) * 1000},
             goals=[Goal(against="git fetch and one PATCH", most=1.5)],
             checked="the ConfigMap has what the commit says",
-            note="it has a repository of its own; the commit has no image to build. In ms, on a machine with little "
-            "else to do: git fetch 17, commit, tree and file 7, live object 2, dry run 3, Record 4, PATCH 3, rest 5",
+            note="it has a repository of its own; the commit has no image to build. Beside fetch and PATCH: a process "
+            "that lists the tree, reading the live object, its dry run and the Record, which are promised",
         ),
     ]
 

@@ -106,9 +106,7 @@ class Attempt:
     generation: int = 0  # of the Application's spec
     digest: str = ""  # what quarantine would remember
     overtook: bool = False
-    rollback: str = (
-        ""  # the mark of a person's request that it answers; git names something else, and that is condemned
-    )
+    rollback: str = ""  # the mark of a person's request that it answers: what git names then is condemned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,6 +192,7 @@ class _Dumper(SafeDumper):
 
 def _string(dumper: SafeDumper, text: str) -> ScalarNode:
     style = '"' if _RARE_BREAK.search(text) else None if isinstance(_scalar(text), str) else "'"
+    # PyYAML's stubs leave the type of a style open.
     return dumper.represent_scalar(_PREFIX + "str", text, style=style)  # pyright: ignore[reportUnknownMemberType]
 
 
