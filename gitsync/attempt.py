@@ -206,6 +206,7 @@ class Memory:
     index: Index | None = None
     fetched: float = float("-inf")  # when git was last asked, by the monotonic clock
     taken_up: bool = False  # from the Record alone: what differs is dry-run before anything is written
+    unmended: bool = False  # what drifted could not be read or put back: git is asked before that is tried again
     disturbed: bool = False  # it was said that the cluster differs from what was delivered
 
 

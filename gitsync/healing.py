@@ -19,6 +19,7 @@ from gitsync.application import Application
 from gitsync.attempt import Fight, Index, Memory, Prepared, decision_of, followed
 from gitsync.cluster.cache import digest_of
 from gitsync.cluster.record import GoodState, Look
+from gitsync.errors import GitsyncError, Invalid, Transient
 from gitsync.ledger import Ledger, Tools
 from gitsync.model import (
     FIELD_MANAGER,
@@ -145,7 +146,16 @@ class Healing:
     # ------------------------------------------------------------------ what differs
 
     async def repair(self, application: Application, memory: Memory, run: Run) -> Prepared | None:
-        """What the watches named, as a plan to put it back. ``None``: nothing differs, or nothing is written now."""
+        """What the watches named, as a plan to put it back. ``None``: nothing differs, or nothing is written now.
+
+        Raises ``Transient``, whatever the server refuses: it was good once, so that speaks against no commit.
+        """
+        try:
+            return await self._repair(application, memory, run)
+        except Invalid as error:
+            raise _luck(error) from error
+
+    async def _repair(self, application: Application, memory: Memory, run: Run) -> Prepared | None:
         record = memory.record
         good = record.last_good if record else None
         if record is None or good is None or memory.applying is not None or not memory.following:
@@ -330,7 +340,10 @@ class Healing:
         return f"{drift.ref} was changed: {', '.join(parts)}{more}"
 
     async def mend(self, prepared: Prepared, memory: Memory, run: Run) -> None:
-        """Put fields and objects back. No attempt is recorded: it is the last good state that is sent again."""
+        """Put fields and objects back. No attempt is recorded: it is the last good state that is sent again.
+
+        Raises ``Transient``, as ``repair`` does, and has told it.
+        """
         application, target = prepared.application, prepared.target
         record = await self._ledger.current(application, memory)
         index = memory.index if memory.index and memory.index.record is record else Index.of(record)
@@ -341,6 +354,17 @@ class Healing:
         landed: list[Applied] = []
         try:
             await apply_wave(target, prepared.plan.changes, inventory=known, on_applied=landed.append)
+            if memory.unmended:
+                memory.unmended = False
+                self._tools.reporter.recovered(application)
+        except GitsyncError as error:
+            memory.unmended = True
+            trouble = _luck(error) if isinstance(error, Invalid) else error
+            run.found(str(prepared.plan.revision))
+            run.failed(trouble)
+            if trouble is error:
+                raise
+            raise trouble from error
         finally:
             now, repaired = time.monotonic(), 0
             for applied in landed:
@@ -370,6 +394,13 @@ class Healing:
 def _fields(sent: Json, live: Json) -> str:
     """Half of a digest tells thousands of objects apart, and a Record holds one of each."""
     return owned_digest(sent, live)[:32]
+
+
+def _luck(error: Invalid) -> Transient:
+    hint = error.hint or "it is tried again, ever more rarely; a commit that changes it goes first"
+    return Transient(
+        error.message, doing=error.doing, ref=error.ref, origin=error.origin, hint=hint, reason=error.reason
+    )
 
 
 def _culprit(culprit: Culprit, seen: datetime) -> str:

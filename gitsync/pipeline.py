@@ -150,8 +150,14 @@ class Pipeline:
             back = await self._preparing.rollback(application, memory, record, run)  # needs no git either
             if back is not None:
                 return back
-            starved = time.monotonic() - memory.fetched > 2 * self.interval(application.key)
-            repair = await self._healing.repair(application, memory, run)  # needs no git: that may be down
+            starved = memory.unmended or time.monotonic() - memory.fetched > 2 * self.interval(application.key)
+            repair, trouble = None, None
+            try:
+                repair = await self._healing.repair(application, memory, run)  # needs no git: that may be down
+            except Transient as error:  # no object may hide a commit, which may be what ends this
+                memory.unmended, trouble = True, error
+            else:
+                memory.unmended = memory.unmended and repair is not None
             if repair is not None and not starved:
                 return repair
             memory.fetched = time.monotonic()
@@ -159,12 +165,16 @@ class Pipeline:
                 revision = await self._preparing.fetch(application)
             except Transient:  # nobody can say what is newer: the next run goes on with what was begun
                 memory.resumed = record.attempt is None or memory.applying is not None
-                raise
+                if repair is None:
+                    raise
+                return repair
             target.sha = revision.sha
             decision = decision_of(application, revision)
             if decision in (memory.decided, memory.applying):
                 if memory.applying is None and record.attempt is not None and record.attempt.rollback:
                     return await self._preparing.resume(application, memory, record, run)  # bad luck had stopped it
+                if trouble is not None:
+                    raise trouble
                 if memory.applying is None:
                     self._tools.reporter.observe(application, suspended=False, **handled(application))
                     self._tools.reporter.recovered(application)
@@ -173,6 +183,8 @@ class Pipeline:
             good = record.last_good
             if good and memory.taken_up and decision.delivered(good):
                 memory.decided = decision
+                if trouble is not None:
+                    raise trouble
                 self._tools.reporter.observe(application, **self._ledger.taken_up(application, good))
                 return repair
             run.found(str(revision))

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import pytest
 
 from gitsync.application import FINALIZER, Application
 from gitsync.attempt import Handover, Outcome, Prepared, Target
-from gitsync.cluster.answers import Forbidden
+from gitsync.cluster.answers import Forbidden, Rejected
 from gitsync.cluster.client import Cluster
 from gitsync.cluster.record import Record, Records
-from gitsync.errors import GitsyncError, Transient, Waiting
+from gitsync.errors import GitsyncError, Invalid, Transient, Waiting
 from gitsync.images import Images
 from gitsync.images.buildah import Buildah
 from gitsync.ledger import Defaults, Tools
@@ -30,6 +31,7 @@ from gitsync.render import Reader
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
 from gitsync.report.reporter import Reporter
+from gitsync.rollout.follow import Drift
 from gitsync.source import GitPolicy, GitSource
 from tests.unit.cluster.conftest import cluster, namespace
 from tests.unit.source.conftest import Repository, work
@@ -828,3 +830,85 @@ async def test_what_the_server_makes_of_it_now_is_no_drift_after_a_restart(room:
     await room.drifts("a")
     assert await room.prepare() is None
     assert not room.pipeline.follower.drifted(room.key)
+
+
+async def test_a_commit_is_seen_although_what_drifted_cannot_be_read(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b", k="1")})
+    await room.sync()
+    await room.edit("a", k="2")
+    await room.drifts("a")
+    a = room.ref("a")
+    room.pipeline.follower.accept(a, await room.live("a") or {})
+    unread = Drift(ref=a, at=datetime.now(UTC), unread=True)
+
+    def drifted(_: str) -> dict[Any, Drift]:
+        return {a.key: unread}
+
+    monkeypatch.setattr(room.pipeline.follower, "drifted", drifted)
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "get", "a", forbidden(a))
+        with pytest.raises(Forbidden):
+            await room.prepare()
+    assert room.refusal == "Forbidden"
+    sha = room.commit({"a": None})
+    fails_at(monkeypatch, room, "get", "a", forbidden(a))
+    await room.sync()
+    good = (await room.record()).last_good
+    assert good is not None
+    assert good.revision.sha == sha
+    assert await room.live("a") is None
+
+
+@pytest.mark.parametrize("refusal", [Rejected("denied by a policy"), Invalid("no such field")])
+async def test_a_repair_that_is_refused_is_told_paced_and_held_against_nobody(
+    room: Room, monkeypatch: pytest.MonkeyPatch, refusal: Invalid
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    await room.edit("a", k="2")
+    await room.drifts("a")
+    repair = await room.plan()
+    fails_at(monkeypatch, room, "apply", "a", refusal)
+    with pytest.raises(Transient):  # not "all went well": that is tried again at once
+        await room.apply(repair)
+    assert room.refusal == refusal.reason
+    assert (await room.record()).quarantine == ()
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+    assert room.refusal == ""
+
+
+async def test_a_commit_is_asked_for_before_a_refused_repair_is_tried_again(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b", k="1")})
+    await room.sync()
+    await room.edit("a", k="2")
+    await room.drifts("a")
+    repair = await room.plan()
+    fails_at(monkeypatch, room, "apply", "a", Rejected("denied by a policy"))
+    with pytest.raises(Transient):
+        await room.apply(repair)
+    room.commit({"a": config("a", k="3")})
+    prepared = await room.plan()
+    assert not prepared.repair
+    await room.apply(prepared)
+    assert await room.data("a") == {"k": "3"}
+
+
+async def test_a_refused_repair_is_tried_again_although_git_is_away(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    await room.edit("a", k="2")
+    await room.drifts("a")
+    repair = await room.plan()
+    fails_at(monkeypatch, room, "apply", "a", Rejected("denied by a policy"))
+    with pytest.raises(Transient):
+        await room.apply(repair)
+    room.follow(source=AWAY)
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
