@@ -101,6 +101,7 @@ class Prepared:
     repair: bool = False  # of what somebody changed since the last delivery: no new commit
     rollback: str = ""  # the mark of a person's request for an earlier revision
     abandons: GitsyncError | None = None  # why the attempt that is under way is taken back; nothing of the plan is sent
+    dismantles: bool = False  # the Application goes, and takes its objects along
 
     def resumes(self, attempt: Attempt) -> bool:
         return attempt.digest == self.digest and attempt.revision == self.plan.revision

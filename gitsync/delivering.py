@@ -263,9 +263,7 @@ class Delivering:
         await self._tools.cluster.patch(application.ref, {"metadata": {"finalizers": finalizers}})
 
     async def dismantle(self, application: Application, memory: Memory, run: Run) -> None:
-        """The Application is being deleted: delete its objects if it says so, forget it, and let it go."""
-        if FINALIZER not in application.finalizers:
-            return  # orphan: what runs goes on running, and the Record goes with its owner
+        """The Application is being deleted and says so: delete its objects, forget it, and let it go."""
         async with run.stage(Stage.PRUNE):
             memory.following = False
             await self._healing.follower.forget(application.key)

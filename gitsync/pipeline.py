@@ -112,8 +112,7 @@ class Pipeline:
         run = Run(self._tools.reporter, application)
         try:
             if application.deleting:
-                await self._delivering.dismantle(application, memory, run)
-                return None
+                return self._preparing.dismantle(application)
             await self._delivering.keep_finalizer(application)
             return await self._prepare(application, memory, run, target)
         except (Invalid, Held) as error:  # told already; the same again would say the same again
@@ -217,7 +216,7 @@ class Pipeline:
         memory = self._memories.setdefault(key, Memory())
         memory.applying = prepared.decision
         run = Run(self._tools.reporter, prepared.application)
-        if not prepared.repair:
+        if not (prepared.repair or prepared.dismantles):
             run.found(str(prepared.plan.revision))
         try:
             return await self._apply(prepared, memory, run, handover)
@@ -226,6 +225,8 @@ class Pipeline:
             await self._ledger.remember(
                 prepared.application, memory, run, error, decision=prepared.decision, digest=prepared.digest
             )
+            if prepared.dismantles:
+                return Outcome(retry_after=self.interval(key))
             if memory.record is None or memory.record.attempt is None:
                 return Outcome()
             memory.decided = None  # what was begun must not stay as a half: it goes on, or is taken back
@@ -244,6 +245,9 @@ class Pipeline:
             # Nothing new was delivered: git is asked when it would have been asked anyway.
             due = memory.fetched + self.interval(application.key)
             return Outcome(retry_after=max(0.0, due - time.monotonic()))
+        if prepared.dismantles:  # not beside a rollout, which would send what nobody deletes any more
+            await self._delivering.dismantle(application, memory, run)
+            return Outcome(retry_after=self.interval(application.key))
         self._healing.pause(application, memory)
         if prepared.abandons is not None:
             return await self._delivering.restore(prepared, memory, run, handover, str(prepared.abandons))

@@ -11,7 +11,7 @@ from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from gitsync.application import Application
+from gitsync.application import FINALIZER, Application
 from gitsync.attempt import (
     MOST_GETS,
     MOST_QUARANTINED,
@@ -449,6 +449,23 @@ class Preparing:
             live={},
             record_generation=record.stored.generation,
             abandons=error,
+        )
+
+    def dismantle(self, application: Application) -> Prepared | None:
+        """The Application is being deleted. ``None``: its objects stay, and the Record goes with its owner."""
+        if FINALIZER not in application.finalizers:
+            return None
+        source = application.spec.source
+        revision = Revision(repository=source.repository, ref=source.ref.value, sha="")
+        return Prepared(
+            application=application,
+            decision=decision_of(application, revision),
+            plan=Plan(revision=revision, waves=()),
+            images=ImageSet(),
+            digest="",
+            target=self.target(application),
+            live={},
+            dismantles=True,
         )
 
     async def settle(self, application: Application, memory: Memory, record: Record) -> Record:

@@ -32,6 +32,7 @@ from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
 from gitsync.report.reporter import Reporter
 from gitsync.rollout.follow import Drift
+from gitsync.scheduler import Scheduler
 from gitsync.source import GitPolicy, GitSource
 from tests.unit.cluster.conftest import cluster, namespace
 from tests.unit.source.conftest import Repository, work
@@ -728,7 +729,8 @@ async def test_an_application_does_not_go_before_what_it_has_to_take_along(room:
     room.commit({"a": config("a"), "kept": config("kept", {"gitsync.dev/prune": "disabled"})})
     await room.sync()
     room.follow(deleting=True, sync={"deletionPolicy": "delete"})
-    assert await room.prepare() is None
+    outcome = await room.sync()
+    assert outcome.retry_after == 3600
     assert room.refusal == "ApprovalRequired"
     assert {item.ref.name for item in (await room.record()).inventory} == {"kept"}
 
@@ -740,8 +742,42 @@ async def test_an_application_that_goes_takes_along_what_a_crash_had_made(
     await killed_after(room, monkeypatch, "a")
     room.follow(deleting=True, sync={"deletionPolicy": "delete"})
     with suppress(GitsyncError):  # there is no Application in this cluster that could be let go
-        await room.prepare()
+        await room.sync()
     assert await room.live("a") is None
+
+
+async def test_an_application_that_goes_takes_along_what_a_rollout_under_way_sends(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a")})
+    await room.sync()
+    room.commit({"b": config("b")})
+    begun, gone, apply, patch = asyncio.Event(), asyncio.Event(), room.cluster.apply, room.cluster.patch
+
+    async def slow(obj: Json, **options: Any) -> Applied:
+        if obj["metadata"]["name"] == "b" and not options.get("dry_run"):
+            begun.set()
+            await asyncio.sleep(1.0)
+        return await apply(obj, **options)
+
+    async def let_go(ref: ObjectRef, change: Json, **options: Any) -> Json:
+        if ref.kind != "Application":
+            return await patch(ref, change, **options)
+        assert change == {"metadata": {"finalizers": []}}
+        room.application = None
+        gone.set()
+        return {}
+
+    monkeypatch.setattr(room.cluster, "apply", slow)
+    monkeypatch.setattr(room.cluster, "patch", let_go)
+    async with asyncio.timeout(30), Scheduler(room.pipeline) as scheduler:
+        scheduler.wake(room.key)
+        await begun.wait()
+        room.follow(deleting=True, sync={"deletionPolicy": "delete"})
+        scheduler.wake(room.key)
+        await gone.wait()
+    assert await room.live("a") is None
+    assert await room.live("b") is None
 
 
 # ---------------------------------------------------------------- drift
