@@ -780,6 +780,7 @@ class Cluster:
         ends = time.monotonic() + deadline
         pause = 0.1
         reauthorized = False
+        failure: GitsyncError | None = None
         while True:
             if guarded and method != "GET":
                 self.guard()
@@ -806,6 +807,8 @@ class Cluster:
                     self._token_read = float("-inf")
                     continue
             except TimeoutError as error:
+                if failure is not None and time.monotonic() >= ends:
+                    raise failure from failure.__cause__  # what was answered says more than that time ran out
                 failure = Transient("no answer in time", doing=doing, ref=ref, reason="Timeout")
                 failure.__cause__ = error
             except (aiohttp.ClientError, OSError) as error:
