@@ -27,6 +27,7 @@ from gitsync.images.buildah import Buildah
 from gitsync.ledger import Defaults, Tools
 from gitsync.model import Action, Applied, Json, ObjectRef, Stage
 from gitsync.pipeline import Pipeline
+from gitsync.plan.waves import prune_order
 from gitsync.render import Reader
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
@@ -594,6 +595,27 @@ async def test_what_was_sent_and_never_seen_to_serve_is_not_called_good(room: Ro
     assert (await room.record()).last_good is None
 
 
+async def test_a_plan_that_is_overtaken_before_it_begins_sends_nothing(room: Room) -> None:
+    room.commit({"a": config("a")})
+    prepared, handover = await room.plan(), Handover()
+    handover.request()
+    outcome = await room.apply(prepared, handover)
+    assert not outcome.delivered
+    assert await room.live("a") is None
+
+
+async def test_what_the_record_does_not_tell_is_looked_at_after_a_restart(room: Room) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    record = await room.record()
+    assert record.last_good is not None  # as an older gitsync left it
+    await room.tools.records.save(replace(record, last_good=replace(record.last_good, looks=())))
+    await room.restart()
+    await room.edit("a", k="2")
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+
+
 async def test_who_takes_over_waits_until_the_other_has_gone(room: Room) -> None:
     def node_port(name: str, **metadata: Any) -> Json:
         spec = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30654}]}
@@ -733,6 +755,29 @@ async def test_an_application_does_not_go_before_what_it_has_to_take_along(room:
     assert outcome.retry_after == 3600
     assert room.refusal == "ApprovalRequired"
     assert {item.ref.name for item in (await room.record()).inventory} == {"kept"}
+
+
+async def test_what_refers_goes_before_what_it_refers_to_when_an_application_goes(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role: Json = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "r"}, "rules": []}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "s"}}
+    room.commit({"a": config("a"), "r": role, "s": account})
+    await room.sync()
+    order, delete = list[str](), room.cluster.delete
+
+    async def told(ref: ObjectRef, *arguments: Any, **options: Any) -> Any:
+        order.append(ref.kind)
+        return await delete(ref, *arguments, **options)
+
+    monkeypatch.setattr(room.cluster, "delete", told)
+    known = (await room.record()).inventory
+    sent = [item.ref.kind for item in prune_order(known)]
+    assert sent != [item.ref.kind for item in known]
+    room.follow(deleting=True, sync={"deletionPolicy": "delete"})
+    with suppress(GitsyncError):  # there is no Application in this cluster that could be let go
+        await room.sync()
+    assert order[: len(sent)] == sent
 
 
 async def test_an_application_that_goes_takes_along_what_a_crash_had_made(

@@ -96,6 +96,27 @@ async def test_preparing_an_older_commit_is_cancelled_at_once() -> None:
     assert work.deployed == ["b"]
 
 
+async def test_who_is_woken_while_a_preparation_fails_does_not_wait_for_its_next_try() -> None:
+    class Failing(Script):
+        async def prepare(self, key: str, target: Target) -> str | None:
+            sha = await super().prepare(key, target)
+            if sha == "a":
+                raise Waiting("bad luck", retry_after=3600)
+            return sha
+
+    work = Failing()
+    work.may_prepare.clear()
+    async with Scheduler(work) as scheduler:
+        scheduler.wake("shop/web")
+        await work.building.wait()
+        work.head_sha = ""  # nobody can say what is newer now
+        scheduler.wake("shop/web")
+        await asyncio.sleep(0.02)
+        work.head_sha = "b"
+        work.may_prepare.set()
+        await until(lambda: work.deployed == ["b"])
+
+
 async def test_a_poll_finds_a_newer_commit_in_mid_preparation_too() -> None:
     work = Script()
     work.poll = 0.01
