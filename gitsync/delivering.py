@@ -333,7 +333,8 @@ class Delivering:
                 memory,
                 lambda now: replace(without(now, gone), attempt=None, history=recorded(now.history, finished)),
             )
-        memory.decided = prepared.decision
+        if prepared.abandons is None:  # else what was refused is remembered, and that may be no commit at all
+            memory.decided = prepared.decision
         if good is not None:
             await self._healing.follow_good(prepared, memory, good)
         back = f"{good.revision} serves again" if good else "nothing was deployed before"

@@ -99,9 +99,10 @@ class Ledger:
     ) -> None:
         """The same input is not tried again: in memory, and if a build or the server refused it, in the Record.
 
-        ``decision`` and ``digest`` are of what was refused; the other lane may be considering something else.
+        ``decision`` and ``digest`` are of what was refused; the other lane may be considering something else. Without
+        a decision no commit was: a host that denied the repository decides about none.
         """
-        memory.decided = decision
+        memory.decided = decision or memory.decided
         good = memory.record.last_good if memory.record else None
         newer = decision is not None and (good is None or good.revision.sha != decision.sha)
         answered = handled(application) if memory.applying is None else {}  # a rollout that was asked for goes on

@@ -110,6 +110,7 @@ class Pipeline:
             return None
         memory = self._memories.setdefault(key, Memory())
         run = Run(self._tools.reporter, application)
+        memory.considering, memory.digest = None, ""  # what ends a run before git has answered speaks of no commit
         try:
             if application.deleting:
                 return self._preparing.dismantle(application)

@@ -258,6 +258,40 @@ async def test_nothing_is_done_while_it_is_suspended(room: Room) -> None:
     assert (await room.sync()).delivered
 
 
+async def test_a_commit_is_not_lost_to_a_host_that_denied_its_repository_before_it_was_through(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2")})
+    fails_at(monkeypatch, room, "get", "a", Transient("away"))
+    with suppress(Transient):
+        await room.prepare()
+    room.work.git("branch", "--quiet", "--move", "main", "elsewhere")
+    assert await room.prepare() is None
+    assert room.refusal == "RefNotFound"
+    room.work.git("branch", "--quiet", "--move", "elsewhere", "main")
+    await room.sync()
+    assert await room.data("a") == {"k": "2"}
+
+
+async def test_what_is_taken_back_because_its_branch_is_gone_is_rolled_out_once_that_is_there_again(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2"), "b": config("b")})
+    fails_at(monkeypatch, room, "apply", "b", Transient("away"))
+    with suppress(Transient):
+        await room.sync()
+    room.work.git("branch", "--quiet", "--move", "main", "elsewhere")
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+    room.work.git("branch", "--quiet", "--move", "elsewhere", "main")
+    await room.sync()
+    assert await room.data("a") == {"k": "2"}
+
+
 # ---------------------------------------------------------------- quarantine
 
 
