@@ -215,6 +215,10 @@ class Pipeline:
 
     async def apply(self, key: str, prepared: Prepared, handover: Handover) -> Outcome:
         memory = self._memories.setdefault(key, Memory())
+        if self._outdated(key, prepared):
+            if prepared.rollback == memory.rolling_back:
+                memory.rolling_back = ""  # a person asked for it: that is still to be answered
+            return Outcome(retry_after=0.0)
         memory.applying = prepared.decision
         run = Run(self._tools.reporter, prepared.application)
         if not (prepared.repair or prepared.dismantles):
@@ -238,6 +242,12 @@ class Pipeline:
             raise
         finally:
             memory.applying = None
+
+    def _outdated(self, key: str, prepared: Prepared) -> bool:
+        """Whether the spec says something else by now: while it was built somebody suspended it, or moved its path."""
+        now = self._tools.applications(key)
+        finishes = prepared.dismantles or prepared.abandons is not None
+        return not finishes and (now is None or now.generation != prepared.application.generation)
 
     async def _apply(self, prepared: Prepared, memory: Memory, run: Run, handover: Handover) -> Outcome:
         application = prepared.application

@@ -292,6 +292,32 @@ async def test_what_is_taken_back_because_its_branch_is_gone_is_rolled_out_once_
     assert await room.data("a") == {"k": "2"}
 
 
+async def test_a_plan_that_was_made_for_another_spec_is_not_begun(room: Room) -> None:
+    room.commit({"a": config("a")})
+    prepared = await room.plan()
+    room.follow(generation=2, sync={"suspend": True})
+    outcome = await room.apply(prepared)
+    assert await room.live("a") is None
+    assert (await room.record()).attempt is None
+    assert outcome.retry_after == 0
+    assert await room.prepare() is None
+    room.follow(generation=3)
+    assert (await room.sync()).delivered
+
+
+async def test_going_back_is_not_forgotten_because_the_spec_changed_meanwhile(room: Room) -> None:
+    for value in ("1", "2"):
+        room.commit({"a": config("a", k=value)})
+        await room.sync()
+    room.follow(annotations={"rollback": "@now"})
+    prepared = await room.plan()
+    room.follow(generation=2, annotations={"rollback": "@now"})
+    await room.apply(prepared)
+    assert await room.data("a") == {"k": "2"}
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+
+
 # ---------------------------------------------------------------- quarantine
 
 
