@@ -188,7 +188,7 @@ class Service:
         self._reporter = reporter
         self._scheduler: Scheduler[Prepared] | None = None
         self._watcher: Watcher | None = None
-        self._gone: set[asyncio.Task[None]] = set()
+        self._leaving: dict[str, asyncio.Task[None]] = {}  # Applications that went, while something of them is left
         self._looked: dict[str, tuple[float, asyncio.Task[tuple[Json, ...]]]] = {}  # pods, and when they were read
         self._well: set[str] = set()  # synced and healthy, as last said
         reporter.listen(self._said)
@@ -239,7 +239,7 @@ class Service:
             return
         if observed.entry is None:
             self.parsed.pop(key, None)
-            self._background(self._forget(key))
+            self._leave(key)
             return
         try:
             application = Application.parse(
@@ -249,23 +249,33 @@ class Service:
             log.warning("an Application cannot be read", application=key, error=str(error))
             return
         former, self.parsed[key] = self.parsed.get(key), application
+        if former is not None and former.uid != application.uid:
+            self._leave(key)  # deleted and made anew: only the name is the same
         if former is None or replace(former, status={}) != replace(application, status={}):
             self.wake(key)  # not for a status, which we write: a failure that is told would be tried again at once
 
-    async def _forget(self, key: str) -> None:
-        if self._scheduler is not None:
-            await self._scheduler.forget(key)
-        await self.pipeline.forget(key)
-        self._reporter.forget(key)
-        self._looked.pop(key, None)
+    def _leave(self, key: str) -> None:
+        """An Application went. One of the same name is not begun before nothing of this one is left: neither what is
+        being rolled out, nor what is remembered."""
+        former = self._leaving.get(key)
+        self._leaving[key] = asyncio.create_task(self._forget(key, former), name=f"forget {key}")
 
-    def _background(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._gone.add(task)
-        task.add_done_callback(self._gone.discard)
+    async def _forget(self, key: str, former: asyncio.Task[None] | None) -> None:
+        try:
+            if former is not None:
+                await asyncio.wait([former])
+            if self._scheduler is not None:
+                await self._scheduler.forget(key)
+            await self.pipeline.forget(key)
+            self._reporter.forget(key)
+            self._looked.pop(key, None)
+        finally:
+            if self._leaving.get(key) is asyncio.current_task():
+                del self._leaving[key]
+                self.wake(key)
 
     def wake(self, key: str) -> None:
-        if self._scheduler is not None and key in self.parsed:
+        if self._scheduler is not None and key in self.parsed and key not in self._leaving:
             self._scheduler.wake(key)
 
     def _said(self, key: str) -> None:

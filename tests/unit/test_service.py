@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
 import orjson
@@ -10,7 +11,7 @@ import pytest
 import structlog
 
 from gitsync.application import Application, crd
-from gitsync.attempt import Memory
+from gitsync.attempt import Handover, Memory, Outcome, Target
 from gitsync.cluster.cache import Entry, Observed
 from gitsync.cluster.client import Cluster
 from gitsync.errors import Transient
@@ -19,9 +20,11 @@ from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
 from gitsync.report.reporter import Reporter
 from gitsync.sandbox import Sandbox
+from gitsync.scheduler import Scheduler
 from gitsync.service import Service, serve, web_options
 from gitsync.settings import Settings
 from tests.unit.report.test_reporter import Sink
+from tests.unit.test_scheduler import until
 
 
 def application(name: str, **sync: object) -> Application:
@@ -70,6 +73,68 @@ async def test_a_status_that_we_write_wakes_nobody(monkeypatch: pytest.MonkeyPat
         assert woken == ["shop/web"]
         observe("3", spec={"source": {"repository": "https://git.example/other.git"}})
         assert woken == ["shop/web", "shop/web"]
+
+
+class Slow:
+    """A pipeline with one rollout that takes as long as the test wants; says in which order it was called."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.calls, self.may_finish = service, list[str](), asyncio.Event()
+
+    def uid(self, key: str) -> str:
+        found = self.service.parsed.get(key)
+        return found.uid if found else "nothing"
+
+    def interval(self, key: str) -> float:
+        return 3600.0
+
+    async def head(self, key: str) -> str:
+        return ""
+
+    async def prepare(self, key: str, target: Target) -> str | None:
+        self.calls.append(f"prepare {self.uid(key)}")
+        return self.uid(key) if self.calls.count(self.calls[-1]) == 1 else None
+
+    async def apply(self, key: str, prepared: str, handover: Handover) -> Outcome:
+        self.calls.append(f"apply {prepared}")
+        await self.may_finish.wait()
+        self.calls.append(f"applied {prepared}")
+        return Outcome(delivered=True, retry_after=3600.0)
+
+    async def forget(self, key: str) -> None:
+        self.calls.append("forget")
+
+
+@pytest.mark.parametrize("seen_to_go", [True, False])
+async def test_an_application_that_is_made_anew_is_begun_when_nothing_of_the_former_is_left(seen_to_go: bool) -> None:
+    metrics = Metrics()
+    async with Reporter(Sink(), metrics=metrics, redactor=Redactor(), instance="test") as reporter:
+        service = Service(Settings.load(), MagicMock(), reporter, metrics)
+        work: Any = Slow(service)
+        service.pipeline = work
+
+        def observe(uid: str) -> None:
+            metadata = {"name": "web", "namespace": "shop", "uid": uid, "generation": 1}
+            obj = {"metadata": metadata, "spec": {"source": {"repository": "https://git.example/shop.git"}}}
+            entry = Entry(uid, uid, uid.encode()) if uid else None
+            service._observed(Observed(key=("shop", "web"), entry=entry, raw=orjson.dumps(obj)))
+
+        async with Scheduler(work) as scheduler:
+            service._scheduler = scheduler
+            observe("old")
+            await until(lambda: "apply old" in work.calls)
+            reporter.observe(service.parsed["shop/web"], sync=SyncStatus.SYNCED)
+            if seen_to_go:
+                observe("")
+            observe("new")
+            await asyncio.sleep(0.05)
+            assert work.calls == ["prepare old", "apply old"]
+            work.may_finish.set()
+            await until(lambda: "applied new" in work.calls)
+            assert work.calls == [
+                "prepare old", "apply old", "applied old", "forget", "prepare new", "apply new", "applied new",
+            ]  # fmt: skip
+            assert reporter.said("shop/web") is None, "what was said was said of the former one"
 
 
 async def test_who_no_longer_leads_neither_writes_nor_remembers(tmp_path: Path) -> None:
