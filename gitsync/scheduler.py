@@ -71,7 +71,7 @@ class _Driver(Generic[P]):
     handover: Handover = field(default_factory=Handover)
     again: bool = False  # woken while preparing: look once more afterwards
     failures: int = 0
-    undelivered_since: float | None = None  # loop time at which a newer commit was first put off
+    undelivered_since: float | None = None  # loop time at which a lane was first put off that did not end since
 
     def wake(self) -> None:
         self.woken = True
@@ -208,6 +208,7 @@ class Scheduler(Generic[P]):
                 driver.handover.request()
         elif driver.applying is None:
             driver.failures = 0
+            driver.undelivered_since = None  # it came to its end, and nothing waits behind a rollout
         return now if again else now + self._poll(driver.key)
 
     def _apply(self, driver: _Driver[P]) -> None:
@@ -222,7 +223,8 @@ class Scheduler(Generic[P]):
             return now
         error = task.exception()
         outcome = Outcome() if error else task.result()
-        if outcome.delivered:
+        ended = error is None and outcome.retry_after is None and not driver.handover.requested
+        if outcome.delivered or ended:  # what was restored came to its end, too
             driver.undelivered_since = None
         if error is not None:
             due = now + self._retry(driver, error)

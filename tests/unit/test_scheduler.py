@@ -228,6 +228,40 @@ async def test_rollouts_that_hand_over_do_not_starve_delivery() -> None:
     assert work.handed_over == ["a"]
 
 
+@pytest.mark.parametrize("end", ["nothing to deliver", "restored"])
+async def test_an_older_commit_is_cancelled_again_once_what_overtook_another_has_ended(end: str) -> None:
+    work = Script()
+    work.may_prepare.clear()
+    inner = work.prepare
+
+    async def prepare(key: str, target: Target) -> str | None:
+        found = await inner(key, target)
+        return None if found == "b" and end == "nothing to deliver" else found
+
+    async def apply(key: str, prepared: str, handover: Handover) -> Outcome:
+        work.deployed.append(prepared)
+        return Outcome(delivered=prepared != "b")
+
+    work.prepare, work.apply = prepare, apply
+    async with Scheduler(work, patience=0.05) as scheduler:
+        scheduler.wake("shop/web")
+        await work.building.wait()
+        work.head_sha = "b"
+        scheduler.wake("shop/web")
+        await until(lambda: work.cancelled == ["a"])
+        work.may_prepare.set()
+        await until(lambda: "b" in work.prepared)
+        await asyncio.sleep(0.1)  # nobody waits for anything: that is no starvation
+        work.may_prepare.clear()
+        work.building.clear()
+        work.head_sha = "c"
+        scheduler.wake("shop/web")
+        await work.building.wait()
+        work.head_sha = "d"
+        scheduler.wake("shop/web")
+        await until(lambda: work.cancelled == ["a", "c"])
+
+
 async def test_what_waits_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gitsync.scheduler.FIRST_RETRY", 3600)
     work = Script()
