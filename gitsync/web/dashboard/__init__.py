@@ -30,7 +30,7 @@ _STATIC = {"app.js": "text/javascript", "style.css": "text/css", "icon.svg": "im
 def add_routes(app: web.Application) -> None:
     app.router.add_get("/", _index)
     app.router.add_get("/applications/{namespace}/{name}", _application)
-    app.router.add_get(STREAM, _stream)
+    app.router.add_get(STREAM, _stream, allow_head=False)  # its answer never ends
     app.router.add_get("/static/{name}", _static)
 
 

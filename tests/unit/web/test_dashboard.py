@@ -168,6 +168,14 @@ async def test_streams_are_limited_and_given_back(public: Site, monkeypatch: pyt
         assert answer.status == 200
 
 
+async def test_who_asks_for_the_head_of_the_stream_gets_no_body_and_holds_no_stream(public: Site) -> None:
+    async with public.http.head("/events") as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "GET")
+    async with public.http.head("/") as answer:
+        assert answer.status == 200
+    assert len(public.board.changes) == 0
+
+
 async def test_changes_close_for_good() -> None:
     changes = Changes()
     with changes.subscribe() as before:
