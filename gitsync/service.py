@@ -59,6 +59,7 @@ log = structlog.get_logger(__name__)
 
 SECRET_FILE_LIMIT = 64 << 10
 POD_AGE = 1.0  # seconds
+_NO_SPEC = {"source": {"repository": "https://nowhere.invalid/nothing"}}  # to speak of an Application that has none
 
 
 async def serve(settings: Settings, *, started: Callable[[Service], None] = lambda service: None) -> None:
@@ -188,6 +189,7 @@ class Service:
         self._reporter = reporter
         self._scheduler: Scheduler[Prepared] | None = None
         self._watcher: Watcher | None = None
+        self._unread: dict[str, str] = {}  # why the Applications cannot be followed that cannot
         self._leaving: dict[str, asyncio.Task[None]] = {}  # Applications that went, while something of them is left
         self._looked: dict[str, tuple[float, asyncio.Task[tuple[Json, ...]]]] = {}  # pods, and when they were read
         self._well: set[str] = set()  # synced and healthy, as last said
@@ -225,10 +227,11 @@ class Service:
         try:
             yield
         finally:
-            for key in tuple(self.parsed):
+            for key in {*self.parsed, *self._unread}:
                 await self.pipeline.forget(key)
                 self._reporter.forget(key)
             self.parsed.clear()
+            self._unread.clear()
             self._looked.clear()
 
     def _observed(self, observed: Observed) -> None:
@@ -239,20 +242,36 @@ class Service:
             return
         if observed.entry is None:
             self.parsed.pop(key, None)
+            self._unread.pop(key, None)
             self._leave(key)
             return
+        obj: Json = {"apiVersion": f"{API_GROUP}/{VERSION}", "kind": KIND} | orjson.loads(observed.raw)
         try:
-            application = Application.parse(
-                {"apiVersion": f"{API_GROUP}/{VERSION}", "kind": KIND} | orjson.loads(observed.raw)
-            )
+            application = Application.parse(obj)
         except Invalid as error:
-            log.warning("an Application cannot be read", application=key, error=str(error))
+            self._cannot_follow(key, obj, error)
             return
+        if self._unread.pop(key, None):
+            self._reporter.observe(application, stalled=None)
         former, self.parsed[key] = self.parsed.get(key), application
         if former is not None and former.uid != application.uid:
             self._leave(key)  # deleted and made anew: only the name is the same
         if former is None or replace(former, status={}) != replace(application, status={}):
             self.wake(key)  # not for a status, which we write: a failure that is told would be tried again at once
+
+    def _cannot_follow(self, key: str, obj: Json, error: Invalid) -> None:
+        """The server took a spec that means nothing: say so where people look. What was followed before still is."""
+        if self._unread.get(key) == str(error):
+            return
+        self._unread[key] = str(error)
+        log.warning("an Application cannot be read", application=key, error=str(error))
+        application = self.parsed.get(key)
+        if application is None:
+            with contextlib.suppress(Invalid):
+                application = Application.parse(obj | {"spec": _NO_SPEC})
+        if application is not None:
+            self._reporter.observe(application, stalled=(error.reason, str(error)))
+            self._reporter.event(application, error.reason, str(error), warning=True, action="Read")
 
     def _leave(self, key: str) -> None:
         """An Application went. One of the same name is not begun before nothing of this one is left: neither what is

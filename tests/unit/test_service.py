@@ -15,7 +15,7 @@ from gitsync.attempt import Handover, Memory, Outcome, Target
 from gitsync.cluster.cache import Entry, Observed
 from gitsync.cluster.client import Cluster
 from gitsync.errors import Transient
-from gitsync.model import Health, HealthStatus, SyncStatus
+from gitsync.model import Health, HealthStatus, Json, SyncStatus
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
 from gitsync.report.reporter import Reporter
@@ -73,6 +73,50 @@ async def test_a_status_that_we_write_wakes_nobody(monkeypatch: pytest.MonkeyPat
         assert woken == ["shop/web"]
         observe("3", spec={"source": {"repository": "https://git.example/other.git"}})
         assert woken == ["shop/web", "shop/web"]
+
+
+async def test_a_spec_that_the_server_took_and_nobody_can_follow_is_told_in_the_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    class Listening(Sink):
+        async def create(self, obj: Json) -> Json:
+            events.append(obj["reason"])
+            return obj
+
+    metrics = Metrics()
+    async with Reporter(Listening(), metrics=metrics, redactor=Redactor(), instance="test") as reporter:
+        service = Service(Settings.load(), MagicMock(), reporter, metrics)
+        woken: list[str] = []
+        monkeypatch.setattr(service, "wake", woken.append)
+        version = 0
+
+        def observe(**ref: str) -> None:
+            nonlocal version
+            version += 1
+            metadata = {"name": "web", "namespace": "shop", "uid": "1", "generation": version}
+            source = {"repository": "https://git.example/shop.git", "ref": ref}
+            entry = Entry("1", str(version), b"")
+            obj = {"metadata": metadata, "spec": {"source": source}}
+            service._observed(Observed(key=("shop", "web"), entry=entry, raw=orjson.dumps(obj)))
+
+        def stalled() -> str:
+            said = reporter.said("shop/web")
+            return " ".join(said.observation.stalled or ()) if said else ""
+
+        observe(branch="a..b")
+        observe(branch="a..b")
+        assert stalled().startswith("InvalidSpec")
+        assert "branch is not a name that git allows" in stalled()
+        assert woken == []
+        observe(branch="main")
+        assert stalled() == ""
+        assert woken == ["shop/web"]
+        observe(branch="c..d")
+        assert stalled().startswith("InvalidSpec")
+        assert service.parsed["shop/web"].spec.source.ref.value == "main", "what can be followed still is"
+    assert events == ["InvalidSpec"]
 
 
 class Slow:
