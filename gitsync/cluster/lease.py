@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from gitsync.cluster.client import Cluster
 from gitsync.errors import GitsyncError, Transient
@@ -137,7 +136,7 @@ class Lease:
             live = await self._cluster.get(self.ref, deadline=self._timing.call)
             self._observe(live)
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        spec: dict[str, Any] = dict(live["spec"]) if live else {}
+        spec = dict(_spec(live))
         if renew and (self.holder != self.identity or spec.get("leaseTransitions") != self._term):
             self._valid_until = float("-inf")  # somebody else has led since
             return False
@@ -155,7 +154,7 @@ class Lease:
         version = live["metadata"]["resourceVersion"] if live else ""
         if self._seen is None or self._seen.version != version:
             self._seen = _Seen(version, self._clock())
-        self.holder = str((live or {}).get("spec", {}).get("holderIdentity") or "")
+        self.holder = str(_spec(live).get("holderIdentity") or "")
 
     def _expired(self, spec: Json) -> bool:
         duration = float(spec.get("leaseDurationSeconds") or self._timing.duration)
@@ -181,6 +180,12 @@ class Lease:
                 await self._put(live, dict(live["spec"]) | {"holderIdentity": "", "leaseDurationSeconds": 1})
         self._object = None
         failpoint("lease.released")
+
+
+def _spec(live: Json | None) -> Json:
+    """What the lease says. One that somebody else has made may say nothing."""
+    found: Json | None = live.get("spec") if live else None
+    return found or {}
 
 
 async def _ended(task: asyncio.Future[None]) -> None:

@@ -57,6 +57,15 @@ async def soon(event: asyncio.Event) -> None:
     await asyncio.wait_for(event.wait(), 10)
 
 
+async def test_a_lease_that_somebody_made_without_a_spec_can_be_had(cluster: Cluster, namespace: str) -> None:
+    metadata = {"namespace": namespace, "name": "gitsync"}
+    await cluster.create({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata})
+    candidate = Candidate(cluster, namespace, "one")
+    async with running(candidate):
+        await soon(candidate.leading)
+        assert candidate.lease.holder == "one"
+
+
 async def test_one_leads_and_hands_over_at_once_when_it_stops(cluster: Cluster, namespace: str) -> None:
     slow = Timing(duration=60, renew_deadline=40, retry=0.1)
     one, two = Candidate(cluster, namespace, "one", slow), Candidate(cluster, namespace, "two", slow)
