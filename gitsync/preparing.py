@@ -7,6 +7,7 @@ kept out of the inventory). Everything here may be cancelled at any instruction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -62,7 +63,7 @@ from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.ownership import autoscalers
 from gitsync.rollout.target import Key, place_of
 from gitsync.rollout.target import Target as ClusterTarget
-from gitsync.source import GitCredentials
+from gitsync.source import GitCredentials, Ref
 
 
 class Preparing:
@@ -129,7 +130,13 @@ class Preparing:
         good = record.last_good
         if good is None or good.revision.repository != revision.repository or approved(application, revision):
             return
-        relation = await self._tools.source.relation(revision.repository, good.revision.sha, revision.sha)
+        pair = revision.repository, good.revision.sha, revision.sha
+        relation = await self._tools.source.relation(*pair)
+        if relation == "unknown":  # the cache is new, and the branch no longer leads to it: hosts keep it for a while
+            with contextlib.suppress(GitsyncError):
+                credentials = await self.git_credentials(application)
+                await self._tools.source.fetch(pair[0], Ref(commit=good.revision.sha), credentials)
+                relation = await self._tools.source.relation(*pair)
         if relation == "unrelated":
             raise Held(
                 f"{revision} has no history in common with what is deployed, {good.revision}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -236,6 +237,32 @@ async def test_a_history_that_was_rewritten_is_held_and_never_condemned(room: Ro
     room.follow(annotations={"approve": "f" * 40})
     assert await room.prepare() is None, "somebody else's approval"
     room.follow(annotations={"approve": rewritten})
+    await room.sync()
+    assert await room.data("a") == {"k": "2"}
+
+
+async def test_a_history_that_was_rewritten_is_held_although_the_cache_is_gone(room: Room, tmp_path: Path) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b")})
+    await room.sync()
+    room.work.git("checkout", "--quiet", "--orphan", "other")
+    room.commit({"a": config("a", k="2")})
+    room.work.git("branch", "--quiet", "--force", "main", "other")
+    shutil.rmtree(tmp_path / "cache")
+    await room.restart()
+    assert await room.prepare() is None
+    assert room.refusal == "UnrelatedHistory"
+
+
+async def test_what_the_host_no_longer_offers_holds_up_nothing(room: Room, tmp_path: Path) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.work.git("checkout", "--quiet", "--orphan", "other")
+    room.commit({"a": config("a", k="2")})
+    room.work.git("branch", "--quiet", "--force", "main", "other")
+    room.work.git("reflog", "expire", "--expire=now", "--all")
+    room.work.git("gc", "--quiet", "--prune=now")
+    shutil.rmtree(tmp_path / "cache")
+    await room.restart()
     await room.sync()
     assert await room.data("a") == {"k": "2"}
 
