@@ -25,7 +25,7 @@ from gitsync.cluster.cache import Observed, Watcher
 from gitsync.cluster.client import PATIENCE, Cluster
 from gitsync.cluster.lease import Lease
 from gitsync.cluster.record import Records
-from gitsync.errors import Invalid
+from gitsync.errors import GitsyncError, Invalid
 from gitsync.images import Access, ImageBuilder, Images, RegistryCredentials, choose
 from gitsync.images.buildah import Buildah
 from gitsync.images.buildctl import Buildctl
@@ -59,6 +59,8 @@ log = structlog.get_logger(__name__)
 
 SECRET_FILE_LIMIT = 64 << 10
 POD_AGE = 1.0  # seconds
+CLEANING = 6 * 3600.0  # seconds between two looks at what the cache of git holds for nobody
+UNUSED = 7 * 24 * 3600.0  # seconds after which nobody follows a repository: processes may share a cache
 _NO_SPEC = {"source": {"repository": "https://nowhere.invalid/nothing"}}  # to speak of an Application that has none
 
 
@@ -131,7 +133,7 @@ async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> 
                 login=login(settings),
             ),
         )
-        service.pipeline = Pipeline(tools)
+        service.pipeline, service.source = Pipeline(tools), tools.source
         yield service
 
 
@@ -178,6 +180,7 @@ class Service:
     """The Applications, the tasks that serve them, and what the HTTP surface sees of both."""
 
     pipeline: Pipeline
+    source: GitSource
 
     def __init__(self, settings: Settings, cluster: Cluster, reporter: Reporter, metrics: Metrics) -> None:
         self.settings = settings
@@ -215,11 +218,25 @@ class Service:
         ):
             self._scheduler, self._watcher = scheduler, watcher
             watching = group.create_task(watcher.run(), name=f"watch {PLURAL}")
+            cleaning = group.create_task(self._clean(watcher), name="clean the git cache")
             try:
                 yield
             finally:
                 self._scheduler = self._watcher = None
                 watching.cancel()
+                cleaning.cancel()
+
+    async def _clean(self, watcher: Watcher) -> None:
+        """What is fetched commit by commit is packed together, and what nobody follows any more goes."""
+        while True:
+            await asyncio.sleep(CLEANING)
+            await watcher.synced.wait()
+            keep = {application.spec.source.repository for application in self.parsed.values()}
+            try:
+                freed = await self.source.collect_garbage(keep, unused=UNUSED)
+                log.info("the git cache is clean", freed=freed)
+            except (GitsyncError, OSError) as error:
+                log.warning("the git cache could not be cleaned; will retry", error=str(error))
 
     @contextlib.asynccontextmanager
     async def _term(self) -> AsyncGenerator[None]:

@@ -21,6 +21,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
@@ -306,12 +307,17 @@ class GitSource:
             return "unknown"
         return "ahead" if base == old_sha else "behind" if base == new_sha else "diverged"
 
-    async def collect_garbage(self, keep: Collection[str]) -> int:
-        """Remove mirrors of repositories that are not in ``keep``, repack the others. Returns the bytes freed."""
+    async def collect_garbage(self, keep: Collection[str], *, unused: float = 0.0) -> int:
+        """Remove mirrors of repositories that are not in ``keep``, repack the others. Returns the bytes freed.
+
+        ``unused``: seconds for which nobody must have written to one that is removed: processes share the directory.
+        """
         kept = {self._mirror(repository) for repository in keep}
         found = await asyncio.to_thread(lambda: {path.with_suffix(".git") for path in self._mirrors.glob("*.*")})
         freed = 0
         for mirror in sorted(found):
+            if mirror not in kept and await asyncio.to_thread(_age, mirror) < unused:
+                continue
             async with self._locked(mirror, "cleaning the git cache") as lock:
                 before, packs = await asyncio.to_thread(_measured, mirror)
                 if mirror not in kept:
@@ -447,6 +453,7 @@ class GitSource:
                     stack.callback(os.close, descriptor)  # not unlocked: a child that is still there keeps it
                     while not _try_lock(descriptor):  # noqa: ASYNC110 - another process cannot set an Event
                         await asyncio.sleep(0.05)
+                    os.utime(descriptor)
             except TimeoutError as error:
                 raise Transient("another process has been writing the cache for too long", doing=doing) from error
             except OSError as error:
@@ -573,6 +580,14 @@ def _discard(mirror: Path) -> None:
     except OSError as error:
         raise Transient(f"the cache cannot be written: {error.strerror}", doing="discarding a git mirror") from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _age(mirror: Path) -> float:
+    """Seconds since somebody last held the mirror's lock."""
+    try:
+        return time.time() - mirror.with_suffix(".lock").stat().st_mtime
+    except OSError:
+        return float("inf")
 
 
 def _measured(mirror: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -10,7 +11,7 @@ import orjson
 import pytest
 import structlog
 
-from gitsync.application import Application, crd
+from gitsync.application import Application, ApplicationSpec, Source, crd, manifest
 from gitsync.attempt import Handover, Memory, Outcome, Target
 from gitsync.cluster.cache import Entry, Observed
 from gitsync.cluster.client import Cluster
@@ -21,10 +22,14 @@ from gitsync.report.redact import Redactor
 from gitsync.report.reporter import Reporter
 from gitsync.sandbox import Sandbox
 from gitsync.scheduler import Scheduler
-from gitsync.service import Service, serve, web_options
+from gitsync.service import Service, ensure_application, serve, web_options
 from gitsync.settings import Settings
+from gitsync.source import GitPolicy, GitSource, Ref
 from tests.unit.report.test_reporter import Sink
+from tests.unit.source.conftest import Repository, work
 from tests.unit.test_scheduler import until
+
+__all__ = ["work"]
 
 
 def application(name: str, **sync: object) -> Application:
@@ -206,6 +211,39 @@ async def test_who_no_longer_leads_neither_writes_nor_remembers(tmp_path: Path) 
     finally:
         logging.root.handlers[:], logging.root.level = handlers, level
         structlog.reset_defaults()
+
+
+async def test_a_mirror_that_nobody_follows_any_more_leaves_the_cache(
+    tmp_path: Path, work: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gitsync.service.CLEANING", 0.1)
+    started: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+    handlers, level = logging.root.handlers[:], logging.root.level
+    work.write("manifests/a.yaml", "")
+    work.commit()
+    source = GitSource(tmp_path / "cache", GitPolicy(allow_insecure_transports=True))
+    old, recent, followed = (f"file://{'/.' * count}{work.path}" for count in range(3))
+    for each in (old, recent, followed):
+        await source.fetch(each, Ref())
+    for each in (old, followed):
+        os.utime(source._mirror(each).with_suffix(".lock"), (0, 0))
+    try:
+        async with Sandbox(engine="none") as sandbox:
+            async with await Cluster.connect(str(sandbox.kubeconfig)) as cluster:
+                obj = manifest("web", "default", ApplicationSpec(source=Source(repository=followed)))
+                await ensure_application(cluster, obj)
+            settings = Settings.load(
+                kubeconfig=sandbox.kubeconfig, cache_dir=tmp_path / "cache", listen="127.0.0.1:0", builder="buildah"
+            )
+            serving = asyncio.create_task(serve(settings, started=started.set_result))
+            await until(lambda: not source._mirror(old).exists() or serving.done())
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+    finally:
+        logging.root.handlers[:], logging.root.level = handlers, level
+        structlog.reset_defaults()
+    assert source._mirror(recent).exists(), "another process may follow it"
+    assert source._mirror(followed).exists()
 
 
 def test_the_secrets_of_the_surface_are_masked(tmp_path: Path) -> None:
