@@ -30,6 +30,7 @@ _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _SECURE = ("https", "ssh")
 _BY_FLAG = ("http", "git", "file")
 _BAD_IN_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(?:/|$)|\.$|/$|^[./-]|^@$")
+_NAMES = re.compile(r"(?<=')[^' ]+(?=')|\b[a-z]+://[^\s']+")  # in git's words; a repository may be called anything
 _MESSAGE = 600  # characters of git's own words that an error carries
 
 
@@ -317,7 +318,7 @@ def said(stderr: str, secrets: Sequence[str]) -> str:
 
 def failure(words: str, *, doing: str) -> GitsyncError | None:
     """The error that git's words (from ``said``) stand for; ``None`` if they do not speak of the remote."""
-    lower = words.lower()
+    lower = _NAMES.sub("", words.lower())
     for patterns, make in _ANSWERS:
         if any(pattern in lower for pattern in patterns):
             return make(words, doing)

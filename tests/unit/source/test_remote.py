@@ -363,6 +363,12 @@ def test_gits_words_are_cleaned_and_redacted() -> None:
         ("ssh: connect to host h port 22: Connection refused", Transient, "Unavailable"),
         ("fetch-pack: unexpected disconnect while reading sideband packet; fatal: early EOF", Transient, "Unavailable"),
         ("fatal: write error: No space left on device; fatal: index-pack failed", Transient, "CacheUnwritable"),
+        # What a repository is called says nothing.
+        ("fatal: unable to access 'https://h/certificates/': Could not resolve host: h", Transient, "Unavailable"),
+        ("fatal: unable to access 'https://h/tls/': SSL certificate problem", Waiting, "CertificateUntrusted"),
+        ("fatal: repository 'https://h/certificates.git/' not found", Invalid, "RepositoryNotFound"),
+        ("fatal: https://h/certificate.git/info/refs not valid: is this a git repository?", Transient, "Unavailable"),
+        ("fatal: '/srv/certificates.git' does not appear to be a git repository", Invalid, "RepositoryNotFound"),
     ],
 )
 def test_what_git_says_decides_wait_retry_or_stop(words: str, kind: type[GitsyncError], reason: str) -> None:
