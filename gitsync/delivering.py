@@ -55,7 +55,7 @@ from gitsync.rollout import watch as rollout
 from gitsync.rollout.apply import apply_wave, wait_gone
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.prune import prune
-from gitsync.rollout.restore import NEVER_DELETED, remove_created, restore
+from gitsync.rollout.restore import NEVER_DELETED, remove_created, restore, untouched
 from gitsync.rollout.target import Key
 from gitsync.rollout.watch import Verdict, wait_healthy
 
@@ -336,7 +336,7 @@ class Delivering:
         if prepared.abandons is None:  # else what was refused is remembered, and that may be no commit at all
             memory.decided = prepared.decision
         if good is not None:
-            await self._healing.follow_good(prepared, memory, good)
+            await self._healing.follow_good(prepared, memory, good, untouched(good, attempt))
         back = f"{good.revision} serves again" if good else "nothing was deployed before"
         error = Refused(
             " ".join([message.rstrip(".") + ".", *statements]).strip(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime
 
@@ -108,11 +108,19 @@ class Healing:
         objects = [change.manifest.object for change in prepared.plan.changes]
         await self._follow(prepared.application, memory, zip(objects, looks, strict=True), replies)
 
-    async def follow_good(self, prepared: Prepared, memory: Memory, good: GoodState) -> None:
-        """After a restore: what is seen first counts as right where the restore wrote nothing."""
+    async def follow_good(self, prepared: Prepared, memory: Memory, good: GoodState, untouched: Set[Key]) -> None:
+        """After a restore: what could not be put back counts as right as it is seen first.
+
+        ``untouched`` neither the attempt nor the restore has written; what was known of these holds.
+        """
         looks = self.looks(replace(prepared, live={}), memory, good.objects)
+        if good.looks:  # else an older gitsync has written it
+            looks = tuple(
+                before if ObjectRef.of(obj).key in untouched else look
+                for obj, look, before in zip(good.objects, looks, good.looks, strict=True)
+            )
         replies, memory.replies = memory.replies, {}
-        await self._follow(prepared.application, memory, zip(good.objects, looks, strict=True), replies)
+        await self._follow(prepared.application, memory, zip(good.objects, looks, strict=True), replies, untouched)
 
     async def take_up(self, application: Application, memory: Memory, good: GoodState) -> None:
         """After a restart: the Record says how everything was left, so watches alone tell what has changed since."""
@@ -126,6 +134,7 @@ class Healing:
         memory: Memory,
         objects: Iterable[tuple[Json, Look]],
         replies: Mapping[Key, Json],
+        untouched: Set[Key] = frozenset(),
     ) -> None:
         memory.following = True
         if application.spec.sync.self_heal == "off":
@@ -139,7 +148,10 @@ class Healing:
                 sent = without_replicas(obj) if look.scaled else obj
                 version = str(part(reply, "metadata").get("resourceVersion", ""))
                 whole = bytes.fromhex(look.whole)
-                wanted.append(Followed(ref=ref, sent=sent, fields=look.fields, version=version, whole=whole))
+                left = ref.key in untouched
+                wanted.append(
+                    Followed(ref=ref, sent=sent, fields=look.fields, version=version, whole=whole, untouched=left)
+                )
         account = self._preparing.target(application).impersonate
         await self.follower.follow(application.key, wanted, impersonate=account)
 

@@ -54,7 +54,8 @@ class Followed:
     """One object to follow. ``fields`` is the fingerprint of how it is right; "": as it is seen first.
 
     ``version`` is the resource version that has these fields, if that is known. ``whole`` is the digest of an object
-    that has them (``cluster.cache``): one that looks like that is not looked into.
+    that has them (``cluster.cache``): one that looks like that is not looked into. ``untouched``: nothing was sent of
+    it since it was followed, so what is known of it stays, a difference too.
     """
 
     ref: ObjectRef
@@ -62,6 +63,7 @@ class Followed:
     fields: str = ""
     version: str = ""
     whole: bytes = b""
+    untouched: bool = False
 
 
 @dataclass(slots=True)
@@ -140,11 +142,17 @@ class Follower:
         unread: dict[Key, Drift] = {}
         for each in objects:
             ref = each.ref
+            former = self._expected.get(ref.key)
+            if each.untouched and former is not None and former.owner == owner:
+                wanted[ref.key] = former
+                if drift := self._drifted.get(owner, {}).get(ref.key):
+                    unread[ref.key] = drift
+                continue
             wanted[ref.key] = expected = _Expected(owner, ref, each.sent, each.fields, each.whole)
             if each.version and self._overtaken(impersonate, ref, each.version):
                 unread[ref.key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
                 expected.seen = b""
-            if former := self._expected.get(ref.key):
+            if former is not None:
                 expected.heard = former.heard[-1:]
         for key in self._owned.get(owner, set()) - wanted.keys():
             if key in self._expected and self._expected[key].owner == owner:  # else it has moved to another one

@@ -76,8 +76,8 @@ async def restore(
                 "stays. Push a commit that works, or delete what should not be there.",
             )
         )
-    sent = {ObjectRef.of(obj).key: obj for obj in attempt.objects}
-    changed = [obj for obj in last_good.objects if attempt.overtook or sent.get(ObjectRef.of(obj).key) != obj]
+    left = untouched(last_good, attempt)
+    changed = [obj for obj in last_good.objects if ObjectRef.of(obj).key not in left]
     uids = {item.ref.key: item.uid for item in inventory}
     replaceable = {ref.key for ref in attempt.replaces}
     origin = Origin(repository=last_good.revision.repository, sha=last_good.revision.sha)
@@ -112,6 +112,13 @@ async def restore(
                 raise answer
     failpoint("restore.applied")
     return Restored(applied=tuple(applied), statements=(*statements, *_irreversible(last_good, attempt)))
+
+
+def untouched(last_good: GoodState, attempt: Attempt) -> frozenset[Key]:
+    """The objects of the last good state that the attempt wants as they are: nothing but that was sent of them."""
+    sent = {ObjectRef.of(obj).key: obj for obj in attempt.objects}
+    keys = ((ObjectRef.of(obj).key, obj) for obj in last_good.objects)
+    return frozenset(key for key, obj in keys if not attempt.overtook and sent.get(key) == obj)
 
 
 def _irreversible(last_good: GoodState, attempt: Attempt) -> list[str]:

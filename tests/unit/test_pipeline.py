@@ -985,6 +985,39 @@ async def test_drift_is_put_back_after_a_restart_although_git_is_away(room: Room
     assert await room.data("a") == {"k": "1"}
 
 
+@pytest.mark.parametrize("when", ["before", "while", "after", "after a restart"])
+async def test_drift_of_what_a_failed_commit_left_alone_is_put_back(
+    room: Room, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    later = {"gitsync.dev/sync-wave": "1"}
+    room.commit({"a": config("a", k="1"), "b": config("b", later, k="1"), "c": config("c", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2"), "b": config("b", later, k="2")})
+    if when == "after a restart":
+        await killed_after(room, monkeypatch, "a")
+    prepared = await room.plan()
+    if when == "before":
+        await room.edit("c", k="theirs")
+        await room.drifts("c")
+    fails_at(monkeypatch, room, "apply", "b", Rejected("denied by a policy"))
+    real = room.cluster.update
+
+    async def edited(obj: Json) -> Json:
+        if when == "while" and await room.data("c") == {"k": "1"}:
+            await room.edit("c", k="theirs")
+        return await real(obj)
+
+    monkeypatch.setattr(room.cluster, "update", edited)
+    await room.apply(prepared)
+    assert room.refusal == "RolloutFailed"
+    if when.startswith("after"):
+        await until(lambda: room.pipeline.follower.sees(room.key))
+        await room.edit("c", k="theirs")
+    await room.drifts("c")
+    await room.sync()
+    assert (await room.data("a"), await room.data("c")) == ({"k": "1"}, {"k": "1"})
+
+
 async def test_what_the_server_makes_of_it_now_is_no_drift_after_a_restart(room: Room) -> None:
     room.commit({"a": config("a", k="1")})
     await room.sync()
