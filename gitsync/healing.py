@@ -84,11 +84,17 @@ class Healing:
 
     # ------------------------------------------------------------------ what is followed
 
-    def pause(self, application: Application, memory: Memory) -> None:
-        """A rollout begins to write."""
+    def pause(self, application: Application, memory: Memory, changes: Iterable[Change] | None = None) -> None:
+        """A rollout begins to write these, a restore (``None``) whatever it has to.
+
+        What it leaves as it is was read when the plan was made: what was heard of it since then counts.
+        """
         memory.following = False
         memory.replies.clear()
-        self.follower.attend(application.key)
+        written = None if changes is None else [
+            change.manifest.ref.key for change in changes if change.action is not Action.UNCHANGED
+        ]  # fmt: skip
+        self.follower.attend(application.key, written)
 
     def looks(self, prepared: Prepared, memory: Memory, objects: Iterable[Json]) -> tuple[Look, ...]:
         """How the server has these objects, as it answered the rollout or was read before it."""

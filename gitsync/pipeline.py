@@ -259,17 +259,19 @@ class Pipeline:
         if prepared.dismantles:  # not beside a rollout, which would send what nobody deletes any more
             await self._delivering.dismantle(application, memory, run)
             return Outcome(retry_after=self.interval(application.key))
-        self._healing.pause(application, memory)
         if prepared.abandons is not None:
+            self._healing.pause(application, memory)
             return await self._delivering.restore(prepared, memory, run, handover, str(prepared.abandons))
         async with run.stage(Stage.PLAN):
             record = await self._ledger.current(application, memory)
             if record.stored.generation != prepared.record_generation:  # another rollout came in between
                 prepared = await self._preparing.plan_again(prepared, memory, record, run)
         if record.attempt is not None and record.attempt.phase is Stage.RESTORE and prepared.resumes(record.attempt):
+            self._healing.pause(application, memory)
             return await self._delivering.restore(prepared, memory, run, handover, "a restore was interrupted")
         async with run.stage(Stage.RECORD):
             await self._ledger.save(application, memory, lambda record: begun(record, prepared))
+        self._healing.pause(application, memory, prepared.plan.changes)  # not before: what is refused changes nothing
         bad = ""
         async with run.stage(Stage.ROLLOUT, summary(prepared.plan)):
             for number in range(len(prepared.plan.waves)):

@@ -1018,6 +1018,39 @@ async def test_drift_of_what_a_failed_commit_left_alone_is_put_back(
     assert (await room.data("a"), await room.data("c")) == ({"k": "1"}, {"k": "1"})
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_drift_between_a_plan_and_its_rollout_is_put_back(room: Room, deleted: bool) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2")})
+    prepared = await room.plan()
+    if deleted:
+        await room.cluster.delete(room.ref("b"), str((await room.live("b") or {})["metadata"]["uid"]))
+    else:
+        await room.edit("b", k="theirs")
+    await room.drifts("b")
+    await room.apply(prepared)
+    await room.sync()
+    assert (await room.data("a"), await room.data("b")) == ({"k": "2"}, {"k": "1"})
+
+
+async def test_drift_is_put_back_after_a_rollout_that_never_began(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2")})
+    prepared = await room.plan()
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "update", "shop.gitsync-record", Transient("it is away"))
+        with pytest.raises(Transient, match="it is away"):
+            await room.apply(prepared)
+    room.commit({"a": refused("a")})
+    assert (await room.prepare(), room.refusal) == (None, "Refused")
+    await room.edit("b", k="theirs")
+    await room.drifts("b")
+    await room.sync()
+    assert (await room.data("a"), await room.data("b")) == ({"k": "1"}, {"k": "1"})
+
+
 async def test_what_the_server_makes_of_it_now_is_no_drift_after_a_restart(room: Room) -> None:
     room.commit({"a": config("a", k="1")})
     await room.sync()
