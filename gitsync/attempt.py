@@ -414,13 +414,22 @@ def begun(record: Record, prepared: Prepared) -> Record:
         marks = [mark for mark in record.approvals if mark != prepared.rollback]
         record = replace(
             record,
-            approvals=(*marks[-MOST_QUARANTINED:], prepared.rollback),
+            approvals=answered(record, prepared.rollback),
             quarantine=remembered(record.quarantine, *_left_behind(record, prepared)),
         )
     return replace(
         record, attempt=attempt, inventory=merged(record.inventory, prepared.present),
         bases={**record.bases, **prepared.images.bases},
     )  # fmt: skip
+
+
+def answered(record: Record, mark: str) -> tuple[str, ...]:
+    """``approvals`` with this request in it (``rollback:<token>``, ``retry:<token>``).
+
+    An annotation holds one request, so the latest of each kind is all that can be met again; it is never let go.
+    """
+    kind = mark.partition(":")[0]
+    return (*(each for each in record.approvals if each.partition(":")[0] != kind), mark)
 
 
 def quarantined(prepared: Prepared, stage: Stage, message: str) -> Quarantined:

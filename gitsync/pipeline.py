@@ -239,6 +239,8 @@ class Pipeline:
         except Transient:
             if prepared.abandons is not None:
                 memory.decided = None  # what was begun is still to be taken back
+            if prepared.rollback:
+                memory.rolling_back = ""  # unless the Record says that it began, it is still asked for
             raise
         finally:
             memory.applying = None

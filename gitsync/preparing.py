@@ -15,10 +15,10 @@ from dataclasses import replace
 from gitsync.application import FINALIZER, Application
 from gitsync.attempt import (
     MOST_GETS,
-    MOST_QUARANTINED,
     Decision,
     Memory,
     Prepared,
+    answered,
     approved,
     decision_of,
     image_specs,
@@ -123,7 +123,7 @@ class Preparing:
         return await self._ledger.save(
             application,
             memory,
-            lambda now: replace(now, quarantine=(), approvals=(*now.approvals[-MOST_QUARANTINED:], mark)),
+            lambda now: replace(now, quarantine=(), approvals=answered(now, mark)),
         )
 
     async def check_history(self, application: Application, record: Record, revision: Revision) -> None:
@@ -433,9 +433,7 @@ class Preparing:
             async with run.stage(Stage.PLAN, f"going back to {entry.revision}"):
                 prepared = await self.plan(application, memory, record, decision, desired, images, memory.digest, run)
         except Invalid:
-            await self._ledger.save(
-                application, memory, lambda now: replace(now, approvals=(*now.approvals[-MOST_QUARANTINED:], mark))
-            )
+            await self._ledger.save(application, memory, lambda now: replace(now, approvals=answered(now, mark)))
             raise
         except BaseException:
             memory.rolling_back = ""

@@ -26,13 +26,14 @@ from gitsync.errors import GitsyncError, Invalid, Transient, Waiting
 from gitsync.images import Images
 from gitsync.images.buildah import Buildah
 from gitsync.ledger import Defaults, Tools
-from gitsync.model import Action, Applied, Json, ObjectRef, Stage
+from gitsync.model import Action, Applied, Health, HealthStatus, Json, ObjectRef, Stage, SyncStatus
 from gitsync.pipeline import Pipeline
 from gitsync.plan.waves import prune_order
 from gitsync.render import Reader
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
 from gitsync.report.reporter import Reporter
+from gitsync.report.status import Observation
 from gitsync.rollout.follow import Drift
 from gitsync.scheduler import Scheduler
 from gitsync.source import GitPolicy, GitSource
@@ -135,6 +136,12 @@ class Room:
 
     def ref(self, name: str) -> ObjectRef:
         return ObjectRef(version="v1", kind="ConfigMap", namespace=self.namespace, name=name)
+
+    @property
+    def observation(self) -> Observation:
+        said = self.tools.reporter.said(self.key)
+        assert said is not None
+        return said.observation
 
     @property
     def refusal(self) -> str:
@@ -785,6 +792,42 @@ async def test_a_request_to_go_back_survives_bad_luck_and_is_answered_once(
             await room.prepare()
     await room.sync()
     assert await room.data("a") == {"k": "1"}
+
+
+async def test_a_request_to_go_back_that_could_not_be_recorded_is_still_followed(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in "12":
+        room.commit({"a": config("a", k=number)})
+        await room.sync()
+    room.follow(annotations={"rollback": "@now"})
+    prepared = await room.plan()
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "update", "shop.gitsync-record", Transient("it is away"))
+        with pytest.raises(Transient, match="it is away"):
+            await room.apply(prepared)
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+    assert await room.prepare() is None
+
+
+async def test_a_request_to_go_back_is_answered_once_however_many_others_follow(room: Room) -> None:
+    for number in "12":
+        room.commit({"a": config("a", k=number)})
+        await room.sync()
+    room.follow(annotations={"rollback": "@now"})
+    await room.sync()
+    room.commit({"a": config("a", k="3")})
+    await room.sync()
+    record = await room.record()
+    many = tuple(f"retry:{number}" for number in range(20))  # each was some day's
+    await room.tools.records.save(replace(record, approvals=(*record.approvals, *many)))
+    await room.restart()
+    room.follow(annotations={"rollback": "@now", "retry": "another"})
+    assert await room.prepare() is None
+    await room.restart()
+    assert await room.prepare() is None
+    assert await room.data("a") == {"k": "3"}
 
 
 @pytest.mark.parametrize("dies", [False, True])
