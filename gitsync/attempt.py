@@ -204,6 +204,8 @@ class Memory:
     replies: dict[Key, Json] = field(default_factory=dict[Key, Json])  # of the rollout under way
     fights: dict[Key, Fight] = field(default_factory=dict[Key, "Fight"])
     drifts: Mapping[Key, Drift] = field(default_factory=dict[Key, Drift])  # under repair, or reported
+    differs: dict[Key, str] = field(default_factory=dict[Key, str])  # what was reported of each of these
+    stalled: tuple[str, str] | None = None  # what a fight was told in the place of
     index: Index | None = None
     fetched: float = float("-inf")  # when git was last asked, by the monotonic clock
     taken_up: bool = False  # from the Record alone: what differs is dry-run before anything is written
@@ -411,7 +413,6 @@ def begun(record: Record, prepared: Prepared) -> Record:
         rollback=prepared.rollback,
     )
     if prepared.rollback:
-        marks = [mark for mark in record.approvals if mark != prepared.rollback]
         record = replace(
             record,
             approvals=answered(record, prepared.rollback),

@@ -47,6 +47,8 @@ from gitsync.rollout.follow import Drift, Followed, Follower
 from gitsync.rollout.ownership import autoscalers, without_replicas
 from gitsync.rollout.target import Key, Target, part
 
+_FIGHT = "Fight"
+
 
 class Healing:
     """Follows the last good state of every Application."""
@@ -180,10 +182,12 @@ class Healing:
             return None
         named, now = self.follower.drifted(application.key), time.monotonic()
         if not named:
-            self._calm(application, memory, now)
+            self._calm(application, memory, good, now)
             return None
         if application.spec.sync.self_heal == "detect":
             await self._detect(application, memory, named, Index.of(record), run)
+            if not memory.drifts:  # it was read, and is as it should be
+                self._calm(application, memory, good, now)
             return None
         due = {key: memory.fights.setdefault(key, Fight()).due(now) for key in named}
         fresh = {key: drift for key, drift in named.items() if due[key] <= now or memory.fights[key].is_news}
@@ -280,14 +284,32 @@ class Healing:
             known |= autoscaled((), [*scalers, *index.sent.values()])
         return frozenset(known)
 
-    def _calm(self, application: Application, memory: Memory, now: float) -> None:
-        """Nothing differs: say so, once no fight is left."""
+    def _calm(self, application: Application, memory: Memory, good: GoodState, now: float) -> None:
+        """Nothing differs: say so, once no fight is left. What else there was to say of it holds."""
         pause = max((fight.over(now) - now for fight in memory.fights.values()), default=0.0)
         if pause > 0 and memory.disturbed:
             self._again(application, pause)
         elif memory.disturbed:
             memory.disturbed = False
-            self._tools.reporter.observe(application, stalled=None, sync=SyncStatus.SYNCED, differs="")
+            memory.drifts, memory.differs = {}, {}
+            stalled, held = self._stalled(application), self._held(application)
+            newer = memory.decided is not None and memory.decided.sha != good.revision.sha
+            self._tools.reporter.observe(
+                application,
+                stalled=memory.stalled if stalled and stalled[0] == _FIGHT else stalled,
+                sync=SyncStatus.OUT_OF_SYNC if held or newer else SyncStatus.SYNCED,
+                counts={"objects": len(good.objects), "outOfSync": held, "unhealthy": 0, "held": held},
+                differs="",
+            )
+
+    def _stalled(self, application: Application) -> tuple[str, str] | None:
+        said = self._tools.reporter.said(application.key)
+        return said.observation.stalled if said else None
+
+    def _held(self, application: Application) -> int:
+        """How many objects wait for an approval to be deleted, as last said."""
+        said = self._tools.reporter.said(application.key)
+        return said.observation.counts["held"] if said and said.observation.counts else 0
 
     def _again(self, application: Application, seconds: float) -> None:
         asyncio.get_running_loop().call_later(seconds + 0.01, self._tools.wake, application.key)
@@ -297,23 +319,25 @@ class Healing:
     ) -> None:
         """Report, and write nothing: what would be put back is asked of the server as a dry run."""
         news = {key: drift for key, drift in named.items() if memory.drifts.get(key) is not drift}
-        if not news:
+        if not news and named.keys() == memory.differs.keys():
             return
         target, differing = await self._differing(application, memory, news, index)
-        memory.drifts = self.follower.drifted(application.key)
         replies = await self._replies(target, differing, index)
-        texts: list[str] = []
+        memory.drifts = self.follower.drifted(application.key)  # not before: who was not told of it has to be
+        memory.differs = {key: text for key, text in memory.differs.items() if key in memory.drifts}
         for key, drift in differing.items():
             reply = replies[key].object if key in replies else None
-            text = self._told(drift, self._changed(drift, reply))
-            texts.append(text)
+            memory.differs[key] = text = self._told(drift, self._changed(drift, reply))
             self._tools.reporter.event(
                 application, "DriftDetected", text, warning=True, action="Detect", about=drift.ref
             )
             run.log.warning("drift detected", object=str(drift.ref), what=text)
+        if not memory.drifts:
+            return
         memory.disturbed = True
-        counts = {"objects": len(index.sent), "outOfSync": len(memory.drifts), "unhealthy": 0, "held": 0}
-        differs = "; ".join(texts[:5])
+        held = self._held(application)
+        counts = {"objects": len(index.sent), "outOfSync": len(memory.drifts) + held, "unhealthy": 0, "held": held}
+        differs = "; ".join([*memory.differs.values()][:5])
         self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, counts=counts, differs=differs)
 
     def _truce(
@@ -333,10 +357,12 @@ class Healing:
             told.append(f"{drift.ref} {', '.join(fields[:5])}".rstrip())
             run.log.warning("a fight over fields", object=str(drift.ref), with_=fields[:5], pause=round(pauses[key], 1))
         text = f"{FIELD_MANAGER} and somebody else rewrite in turn: {'; '.join(sorted(told)[:5])}"
+        if (stalled := self._stalled(application)) is None or stalled[0] != _FIGHT:
+            memory.stalled = stalled
         if not memory.disturbed:
-            self._tools.reporter.event(application, "Fight", text, warning=True, action="SelfHeal")
+            self._tools.reporter.event(application, _FIGHT, text, warning=True, action="SelfHeal")
         memory.disturbed = True
-        self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, stalled=("Fight", text))
+        self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, stalled=(_FIGHT, text))
         self._again(application, min(pauses.values()))
 
     # ------------------------------------------------------------------ blame

@@ -969,6 +969,83 @@ async def test_what_is_only_to_be_detected_is_told_and_left(room: Room) -> None:
     assert await room.data("a") == {"k": "2"}
 
 
+async def test_what_differs_is_told_although_the_server_could_not_be_asked_at_first(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.follow(sync={"selfHeal": "detect"})
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    await room.edit("a", k="2")
+    await room.drifts("a")
+
+    async def away(obj: Json, **_: Any) -> Applied:
+        raise Transient("it is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.cluster, "apply", away)
+        with pytest.raises(Transient, match="it is away"):
+            await room.prepare()
+    assert await room.prepare() is None
+    await until(lambda: any(each.startswith("DriftDetected") for each in room.sink.events))
+
+
+async def test_everything_that_differs_is_counted_and_named_until_it_is_right_again(room: Room) -> None:
+    room.follow(sync={"selfHeal": "detect"})
+    room.commit({name: config(name, k="1") for name in "abc"})
+    await room.sync()
+    for edited, names in (("a", "a"), ("b", "ab"), ("a", "b"), ("b", "")):
+        await room.edit(edited, k="2" if edited in names else "1")
+        wanted = {room.ref(name).key for name in names}
+        await until(lambda wanted=wanted: {*room.pipeline.follower.drifted(room.key)} == wanted)
+        assert await room.prepare() is None
+        seen = room.observation
+        assert [name for name in "abc" if f"/{name} was changed" in seen.differs] == list(names)
+        assert (seen.counts or {}).get("outOfSync") == len(names)
+    assert room.observation.sync is SyncStatus.SYNCED
+
+
+async def test_a_newer_commit_that_was_refused_is_not_hidden_by_drift_that_ended(room: Room) -> None:
+    room.follow(sync={"selfHeal": "detect"})
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": refused("a")})
+    assert await room.prepare() is None
+    await room.edit("a", k="2")
+    await room.drifts("a")
+    assert await room.prepare() is None
+    await room.edit("a", k="1")
+    await until(lambda: not room.pipeline.follower.drifted(room.key))
+    assert await room.prepare() is None
+    assert (room.observation.sync, room.observation.differs) == (SyncStatus.OUT_OF_SYNC, "")
+
+
+@pytest.mark.parametrize("mode", ["detect", "repair"])
+async def test_what_waits_for_an_approval_still_does_when_drift_has_ended(
+    room: Room, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    room.follow(sync={"selfHeal": mode})
+    room.commit({f"c{number}": config(f"c{number}", k="1") for number in range(8)})
+    await room.sync()
+    room.commit({f"c{number}": None for number in range(1, 8)})
+    assert await room.prepare() is None
+    before = room.observation
+    assert (before.counts, before.stalled) != (None, None)
+    monkeypatch.setattr("gitsync.attempt.FREE_REPAIRS", 1)
+    for strike in "23":
+        await room.edit("c0", k=strike)
+        await room.drifts("c0")
+        if repair := await room.prepare():
+            await room.apply(repair)
+    assert room.observation != before
+    await room.edit("c0", k="1")
+    await until(lambda: not room.pipeline.follower.drifted(room.key))
+    for fight in room.pipeline._memories[room.key].fights.values():
+        fight.last -= 60  # seconds later
+    assert await room.prepare() is None
+    after = room.observation
+    assert (after.sync, after.counts, after.stalled) == (before.sync, before.counts, before.stalled)
+
+
 async def test_what_is_to_be_left_alone_is_not_even_watched(room: Room) -> None:
     room.follow(sync={"selfHeal": "off"})
     room.commit({"a": config("a", k="1")})
