@@ -136,6 +136,19 @@ class Healing:
             memory.taken_up = True
             await self._follow(application, memory, zip(good.objects, good.looks, strict=True), {})
 
+    async def show(self, application: Application, memory: Memory) -> None:
+        """Tell of what serves although nothing is done about it: a suspended Application, after a restart."""
+        record = await self._ledger.current(application, memory)
+        good = record.last_good
+        self._tools.reporter.observe(application, **self._ledger.known(memory), **self._ledger.quarantine_seen(memory))
+        if good is None or record.attempt is not None:
+            return
+        newest = good.settled and all(entry.at <= good.at for entry in record.quarantine)
+        told = self._ledger.taken_up(application, good)
+        told["sync"] = SyncStatus.SYNCED if newest else SyncStatus.OUT_OF_SYNC
+        self._tools.reporter.observe(application, **told)
+        await self.take_up(application, memory, good)
+
     async def _follow(
         self,
         application: Application,

@@ -130,10 +130,12 @@ class Pipeline:
 
     async def _prepare(self, application: Application, memory: Memory, run: Run, target: Target) -> Prepared | None:
         if application.spec.sync.suspend:
+            if not memory.following and memory.applying is None:
+                async with run.stage(Stage.SOURCE):
+                    await self._healing.show(application, memory)
             self._tools.reporter.observe(application, suspended=True, **handled(application))
             return None
         async with run.stage(Stage.SOURCE):
-            self._preparing.require_dependencies(application)
             record = await self._ledger.current(application, memory)
             first = not memory.resumed
             if first:  # what serves is told at once, not only when the first run has ended
@@ -162,6 +164,7 @@ class Pipeline:
                 return repair
             memory.fetched = time.monotonic()
             try:
+                self._preparing.require_dependencies(application)
                 revision = await self._preparing.fetch(application)
             except Transient:  # nobody can say what is newer: the next run goes on with what was begun
                 memory.resumed = record.attempt is None or memory.applying is not None

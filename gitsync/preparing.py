@@ -41,7 +41,6 @@ from gitsync.model import (
     ANNOTATION_ROLLBACK,
     Action,
     Desired,
-    HealthStatus,
     ImageSet,
     ImageSpec,
     InventoryItem,
@@ -53,7 +52,6 @@ from gitsync.model import (
     Revision,
     Snapshot,
     Stage,
-    SyncStatus,
 )
 from gitsync.plan import OTHER_TOOL, PlanOptions, autoscaled, owner_of, plan
 from gitsync.plan.waves import name_jobs
@@ -78,7 +76,7 @@ class Preparing:
             key = f"{dependency.namespace or application.namespace}/{dependency.name}"
             said = self._tools.reporter.said(key)
             observed = said.observation if said else None
-            if observed is None or (observed.sync, observed.health.status) != (SyncStatus.SYNCED, HealthStatus.HEALTHY):
+            if observed is None or not observed.well:
                 raise Waiting(
                     f"it waits for Application {key}, which is not synced and healthy",
                     retry_after=30.0,

@@ -35,11 +35,9 @@ from gitsync.model import (
     ANNOTATION_REQUESTED_AT,
     ANNOTATION_RETRY,
     API_GROUP,
-    HealthStatus,
     Json,
     ObjectRef,
     Plan,
-    SyncStatus,
 )
 from gitsync.pipeline import Pipeline
 from gitsync.render import Reader
@@ -319,7 +317,7 @@ class Service:
         self.changes.publish(key)
         said = self._reporter.said(key)
         seen = said.observation if said else None
-        if seen is None or (seen.sync, seen.health.status) != (SyncStatus.SYNCED, HealthStatus.HEALTHY):
+        if seen is None or not seen.well:
             self._well.discard(key)
             return
         if key in self._well:

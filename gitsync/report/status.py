@@ -68,6 +68,11 @@ class Observation:
     )
     handled_request: str = ""  # value of the requestedAt annotation that was acted on
 
+    @property
+    def well(self) -> bool:
+        """Synced, and as healthy as it is meant to be: what somebody suspended (a CronJob) is so on purpose."""
+        return self.sync is SyncStatus.SYNCED and self.health.status in (HealthStatus.HEALTHY, HealthStatus.SUSPENDED)
+
 
 def build(previous: Mapping[str, Any], observation: Observation, *, now: datetime, redactor: Redactor) -> Json:
     """The status to write. ``previous`` only lends the times at which conditions last changed."""

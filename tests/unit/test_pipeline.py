@@ -352,6 +352,58 @@ async def test_going_back_is_not_forgotten_because_the_spec_changed_meanwhile(ro
     assert await room.data("a") == {"k": "1"}
 
 
+@pytest.mark.parametrize("newer", [None, "refused"])
+async def test_what_serves_is_told_of_a_suspended_application_after_a_restart(room: Room, newer: str | None) -> None:
+    sha = room.commit({"a": config("a", k="1")})
+    await room.sync()
+    if newer:
+        room.commit({"a": refused("a")})
+        assert await room.prepare() is None
+    await room.restart()
+    room.tools.reporter.forget(room.key)
+    room.follow(sync={"suspend": True}, source=AWAY, generation=2)
+    assert await room.prepare() is None
+    seen = room.observation
+    assert seen.suspended
+    assert seen.last_good.endswith(sha)
+    assert seen.sync is (SyncStatus.OUT_OF_SYNC if newer else SyncStatus.SYNCED)
+    assert seen.health.status is HealthStatus.HEALTHY
+    await room.edit("a", k="2")
+    await room.drifts("a")
+    assert await room.prepare() is None
+    assert await room.data("a") == {"k": "2"}
+
+
+async def test_what_it_depends_on_holds_up_no_repair_and_nobody_who_goes_back(room: Room) -> None:
+    for number in "12":
+        room.commit({"a": config("a", k=number)})
+        await room.sync()
+    room.follow(generation=2, sync={"dependsOn": [{"name": "other"}]})
+    with pytest.raises(Waiting):
+        await room.prepare()
+    assert room.refusal == "DependencyNotReady"
+    await room.edit("a", k="theirs")
+    await room.drifts("a")
+    await room.sync()
+    assert await room.data("a") == {"k": "2"}
+    room.follow(generation=2, sync={"dependsOn": [{"name": "other"}]}, annotations={"rollback": "@now"})
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+
+
+async def test_what_is_suspended_on_purpose_holds_up_nobody_who_depends_on_it(room: Room) -> None:
+    room.commit({"a": config("a")})
+    room.follow(sync={"dependsOn": [{"name": "other"}]})
+    assert room.application is not None
+    other = replace(room.application, name="other")
+    for status in (HealthStatus.PROGRESSING, HealthStatus.SUSPENDED):
+        room.tools.reporter.observe(other, sync=SyncStatus.SYNCED, health=Health(status=status))
+        with suppress(Waiting):
+            await room.sync()
+    assert await room.live("a") is not None
+    room.tools.reporter.forget(other.key)
+
+
 # ---------------------------------------------------------------- quarantine
 
 
