@@ -276,13 +276,13 @@ class Delivering:
             await self._ledger.save(application, memory, lambda now: without(now, gone))
             if pruned.kept:
                 raise pruned.kept[0].error
-        if precious:
-            names = ", ".join(str(item.ref) for item in precious[:10])
-            text = f"{names} stay: deleting them would delete what people keep in them"
-            self._tools.reporter.event(application, "Kept", text, warning=True, action="Delete")
-        await self._tools.records.delete(application.ref)
-        finalizers = [each for each in application.finalizers if each != FINALIZER]
-        await self._tools.cluster.patch(application.ref, {"metadata": {"finalizers": finalizers}})
+            if precious:
+                names = ", ".join(str(item.ref) for item in precious[:10])
+                text = f"{names} stay: deleting them would delete what people keep in them"
+                self._tools.reporter.event(application, "Kept", text, warning=True, action="Delete")
+            await self._tools.records.delete(application.ref)
+            finalizers = [each for each in application.finalizers if each != FINALIZER]
+            await self._tools.cluster.patch(application.ref, {"metadata": {"finalizers": finalizers}})
 
     async def restore(self, prepared: Prepared, memory: Memory, run: Run, handover: Handover, message: str) -> Outcome:
         """Put the last good state back, remember the commit, and say what cannot be undone."""

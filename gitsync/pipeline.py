@@ -114,7 +114,8 @@ class Pipeline:
         try:
             if application.deleting:
                 return self._preparing.dismantle(application)
-            await self._delivering.keep_finalizer(application)
+            async with run.stage(Stage.SOURCE):
+                await self._delivering.keep_finalizer(application)
             return await self._prepare(application, memory, run, target)
         except (Invalid, Held) as error:  # told already; the same again would say the same again
             decision = memory.considering

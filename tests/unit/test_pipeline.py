@@ -962,6 +962,17 @@ async def test_what_refers_goes_before_what_it_refers_to_when_an_application_goe
     assert order[: len(sent)] == sent
 
 
+async def test_it_is_told_why_an_application_cannot_be_kept_or_let_go(room: Room) -> None:
+    room.commit({"a": config("a")})
+    await room.sync()
+    for deleting in (False, True):
+        room.follow(deleting=deleting, sync={"deletionPolicy": "delete"})
+        room.tools.reporter.forget(room.key)
+        if prepared := await room.prepare():
+            await room.apply(prepared)
+        assert room.refusal == "NoKind"  # this cluster knows no Applications, so none can be written
+
+
 async def test_an_application_that_goes_takes_along_what_a_crash_had_made(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
