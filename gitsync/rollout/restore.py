@@ -29,10 +29,9 @@ from gitsync.model import (
 from gitsync.rollout.apply import apply_one
 from gitsync.rollout.health import health
 from gitsync.rollout.prune import Kept, Pruned
-from gitsync.rollout.serving import WORKLOADS
+from gitsync.rollout.serving import JOB, WORKLOADS
 from gitsync.rollout.target import Key, Target, on_each
 
-JOB = ("batch", "Job")
 #: Deleting these deletes what people keep in them.
 NEVER_DELETED = frozenset(
     {

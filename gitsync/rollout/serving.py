@@ -15,6 +15,7 @@ from gitsync.rollout.health import Explanation, explain_pods, former_image, heal
 from gitsync.rollout.target import Key, part
 
 DEPLOYMENT = ("apps", "Deployment")
+JOB = ("batch", "Job")
 #: Kinds that own pods, or are one.
 WORKLOADS = frozenset(
     {
@@ -24,7 +25,7 @@ WORKLOADS = frozenset(
         ("apps", "ReplicaSet"),
         ("", "ReplicationController"),
         ("", "Pod"),
-        ("batch", "Job"),
+        JOB,
     }
 )
 #: Kinds that are healthy only if every one of their pods is ready.

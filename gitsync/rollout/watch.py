@@ -23,6 +23,7 @@ from gitsync.model import Applied, Health, HealthStatus, Json, ObjectRef
 from gitsync.rollout.health import Blame, Explanation, gates, health
 from gitsync.rollout.serving import (
     DEPLOYMENT,
+    JOB,
     SERVICE_OF_SLICE,
     WORKLOADS,
     Judgement,
@@ -57,6 +58,9 @@ _BUILT_IN = frozenset(
         "storage.k8s.io",
     }
 )
+
+
+_NO_PROGRESS = (HealthStatus.DEGRADED, HealthStatus.MISSING)
 
 
 class Verdict(StrEnum):
@@ -199,7 +203,9 @@ class _Wait:
                 continue
             obj = self._objects.get(key)
             if obj is None:
-                obj = await self._target.cluster.get(ref, impersonate=self._target.impersonate) or {}
+                obj = await self._target.cluster.get(ref, impersonate=self._target.impersonate)
+                if obj is None:  # a Job that was cleaned away
+                    continue
                 self._objects[key] = obj
             if ref.kind == "Pod":
                 selectors.append(part(obj, "metadata", "labels"))
@@ -224,7 +230,7 @@ class _Wait:
     def _on_object(self, group: str, kind: str) -> Callable[[Observed], None]:
         def hear(seen: Observed) -> None:
             key = (group, kind, *seen.key)
-            if key not in self._refs:
+            if key not in self._refs or self._has_ended(key):
                 return
             if seen.entry is None:
                 self._objects.pop(key, None)
@@ -233,6 +239,10 @@ class _Wait:
             self._changed.set()
 
         return hear
+
+    def _has_ended(self, key: Key) -> bool:
+        """Whether it is a Job that was seen to complete: it may be cleaned away while the others are waited for."""
+        return key[:2] == JOB and key in self._objects and health(self._objects[key]).status is HealthStatus.HEALTHY
 
     def _on_owned(self, place: dict[str, Json]) -> Callable[[Observed], None]:
         names: dict[tuple[str, str], str] = {}
@@ -325,7 +335,7 @@ class _Wait:
             stalled = now - self._since[key] > self._patience(key, judgement)
             if judgement.lingering and stalled:
                 continue  # it serves; a pod that does not go away must not hold up the commit
-            if key in self._lenient and (stalled or judgement.health.status is HealthStatus.DEGRADED):
+            if key in self._lenient and (stalled or judgement.health.status in _NO_PROGRESS):
                 continue
             verdict = self._verdict(ref, judgement, stalled)
             if verdict is not None:

@@ -233,32 +233,71 @@ async def test_unchanged_workloads_never_fail_a_wave(target: Target, node: Node,
     assert outcome.health[applied.ref.key].status is HealthStatus.DEGRADED
 
 
-async def test_a_failed_job_speaks_against_the_commit(target: Target, namespace: str, cluster: Cluster) -> None:
-    job: Json = {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": "migrate", "namespace": namespace},
-        "spec": {
-            "backoffLimit": 0,
-            "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "m", "image": "m"}]}},
-        },
-    }
-    (applied,) = await apply_wave(target, [change(target, job)])
-    waiting = asyncio.create_task(wait_healthy(target, [applied]))
+def job(namespace: str) -> Json:
+    pod = {"restartPolicy": "Never", "containers": [{"name": "m", "image": "m"}]}
+    spec = {"backoffLimit": 0, "template": {"metadata": {"labels": {"app": "migrate"}}, "spec": pod}}
+    metadata = {"name": "migrate", "namespace": namespace}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+async def end(cluster: Cluster, namespace: str, code: int) -> None:
+    """The Job's pod ends."""
     resource = await cluster.resource("", "v1", "Pod")
-    while not (pods := (await cluster.list(resource, namespace=namespace)).items):
+    while not (pods := (await cluster.list(resource, namespace=namespace, label_selector="app=migrate")).items):
         await asyncio.sleep(0.05)
-    ended = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}}
-    status = status_of(pods[0], ready=False, state=ended) | {"phase": "Failed"}
-    metadata = {"name": pods[0]["metadata"]["name"], "namespace": namespace}
-    await cluster.apply(
-        {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status},
-        subresource="status",
-        manager="node",
-    )
+    reason, phase = ("Error", "Failed") if code else ("Completed", "Succeeded")
+    ended = {"terminated": {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:00Z"}}
+    status = status_of(pods[0], ready=False, state=ended) | {"phase": phase}
+    await cluster.apply(body(ObjectRef.of(pods[0]), status=status), subresource="status", manager="node")
+
+
+async def clean(cluster: Cluster, applied: Applied) -> None:
+    """As ``ttlSecondsAfterFinished`` does."""
+    await cluster.delete(applied.ref, applied.uid, propagation="Foreground")
+    while await cluster.get(applied.ref) is not None:
+        await asyncio.sleep(0.05)
+
+
+async def test_a_failed_job_speaks_against_the_commit(target: Target, namespace: str, cluster: Cluster) -> None:
+    (applied,) = await apply_wave(target, [change(target, job(namespace))])
+    waiting = asyncio.create_task(wait_healthy(target, [applied]))
+    await end(cluster, namespace, 1)
     outcome = await asyncio.wait_for(waiting, 60)
     assert outcome.verdict is Verdict.FAILED
     assert outcome.ref == applied.ref
+
+
+async def test_a_job_that_ended_well_may_be_cleaned_away_before_the_others_are_ready(
+    target: Target, node: Node, namespace: str, cluster: Cluster
+) -> None:
+    node.decide = lambda _: None
+    ended = asyncio.Event()
+
+    def hear(health: Health) -> None:
+        if health.ref is not None and health.ref.kind == "Job" and health.status is HealthStatus.HEALTHY:
+            ended.set()
+
+    web, done = await apply_wave(target, [change(target, deployment(namespace)), change(target, job(namespace))])
+    waiting = asyncio.create_task(wait_healthy(target, [web, done], on_health=hear))
+    await end(cluster, namespace, 0)
+    await asyncio.wait_for(ended.wait(), 30)
+    await clean(cluster, done)
+    node.told.clear()
+    node.decide = ready
+    resource = await cluster.resource("", "v1", "Pod")
+    for pod in (await cluster.list(resource, namespace=namespace, label_selector="app=web")).items:
+        await node.tell(ObjectRef.of(pod))
+    assert (await asyncio.wait_for(waiting, 30)).verdict is Verdict.HEALTHY
+
+
+async def test_a_job_of_an_earlier_commit_that_was_cleaned_away_is_not_waited_for(
+    target: Target, namespace: str, cluster: Cluster
+) -> None:
+    (applied,) = await apply_wave(target, [change(target, job(namespace))])
+    await end(cluster, namespace, 0)
+    await clean(cluster, applied)
+    outcome = await asyncio.wait_for(wait_healthy(target, [], unchanged=[applied.ref]), 30)
+    assert outcome.verdict is Verdict.HEALTHY
 
 
 async def test_a_server_that_cannot_be_read_is_no_verdict(
