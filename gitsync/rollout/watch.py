@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import orjson
 
+from gitsync.cluster.answers import Forbidden
 from gitsync.cluster.cache import Observed, Watcher
 from gitsync.errors import GitsyncError, Transient
 from gitsync.failpoints import failpoint
@@ -315,7 +316,13 @@ class _Wait:
             raise Transient("the first lists did not arrive in time", doing="watching the rollout") from error
 
     def _evaluate(self, now: float) -> Outcome | None:
-        blind = any(watcher.stale_since is not None for watcher in self._watchers)
+        blind = False
+        for watcher in self._watchers:
+            if watcher.stale_since is None:
+                continue
+            blind = True
+            if isinstance(watcher.last_error, Forbidden) and now - watcher.stale_since > MARGIN:
+                raise watcher.last_error  # a right was taken: only somebody else can end that
         pending = False
         for key, ref in self._refs.items():
             judgement = judge(self._objects.get(key), ref, self._world, ours=self._ours)

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gitsync.cluster.answers import Forbidden
 from gitsync.cluster.cache import Entry, Observed
 from gitsync.cluster.client import Cluster
 from gitsync.errors import Transient
@@ -327,6 +328,11 @@ async def test_what_happens_while_the_server_is_not_seen_counts_for_nothing(
         watcher.stale_since = None
     assert wait._evaluate(now) is None
     wait._watchers[0].stale_since = now
+    wait._watchers[0].last_error = Forbidden("no right", doing="watching")
+    assert wait._evaluate(now + watch.MARGIN) is None, "a server that starts knows no rights yet"
+    with pytest.raises(Forbidden):
+        wait._evaluate(now + 2 * watch.MARGIN)
+    wait._watchers[0].last_error = None
     assert wait._evaluate(now + 3600) is None, "it was blind for an hour"
     wait._watchers[0].stale_since = None
     assert wait._evaluate(now + 3601) is None, "the hour does not count"
