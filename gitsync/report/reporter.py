@@ -232,7 +232,10 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def stage(self, stage: Stage, message: str = "") -> AsyncGenerator[None]:
-        """Tell that a stage runs; an error that leaves it is told with the stage's name, once, and goes on."""
+        """Tell that a stage runs; an error that leaves it is told with the stage's name, once, and goes on.
+
+        Of one that nobody foresaw only its type is told: what it says may hold anything.
+        """
         self._stage = stage
         if self.revision:
             self.tell(message)
@@ -241,6 +244,10 @@ class Run:
             yield
         except GitsyncError as error:
             self.failed(error)
+            raise
+        except Exception as error:
+            message = f"an error that nobody foresaw, {type(error).__name__}"
+            self.failed(Transient(message, reason="Unexpected", hint="it is tried again; the log of gitsync has more"))
             raise
 
     def tell(self, message: str) -> None:

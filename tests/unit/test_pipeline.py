@@ -617,6 +617,24 @@ async def test_what_landed_is_recorded_although_the_rest_was_bad_luck(
     assert {item.ref.name for item in (await room.record()).inventory} == {"a", "b"}
 
 
+async def test_an_error_that_nobody_foresaw_is_told_too(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.commit({"a": config("a")})
+    for lane in (room.prepare, room.sync):
+        with monkeypatch.context() as patch:
+            if lane == room.sync:
+                fails_at(patch, room, "apply", "a", KeyError("what it says may be secret"))
+            else:
+                patch.setattr(room.tools.source, "snapshot", None)
+            with pytest.raises((TypeError, ExceptionGroup)):
+                await lane()
+        error = room.observation.attempt.error if room.observation.attempt else None
+        assert error is not None
+        assert error.reason == "Unexpected"
+        assert "secret" not in str(error)
+    await room.sync()
+    assert room.refusal == ""
+
+
 async def test_a_save_whose_answer_was_lost_is_read_before_the_next_one(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
