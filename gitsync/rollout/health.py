@@ -222,7 +222,11 @@ def _judge(obj: Json) -> Health:
 
 def _stale(obj: Json) -> str:
     """Why the status does not describe this generation yet, or ""."""
-    wanted, seen = _typed(obj, "metadata.generation", int), _typed(obj, "status.observedGeneration", int)
+    wanted, seen = _typed(obj, "metadata.generation", int), _at(obj, "status.observedGeneration")
+    if isinstance(seen, str):  # an Argo Rollout has it as text, and once had a hash there
+        seen = int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 20 else None
+    else:
+        seen = _typed(obj, "status.observedGeneration", int)
     if wanted is not None and seen is not None and seen < wanted:
         return f"waiting for the controller to observe generation {wanted} (it has seen {seen})"
     return ""
