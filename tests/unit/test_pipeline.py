@@ -439,6 +439,35 @@ async def test_what_was_refused_is_not_looked_at_again(room: Room, monkeypatch: 
     assert asked == []
 
 
+@pytest.mark.parametrize("wrong", ["branch", "rollback", "finalizer"])
+async def test_a_commit_is_looked_at_again_whatever_was_wrong_before_it_was_asked_for(
+    room: Room, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    room.commit({"a": config("a", k="1")})
+    await room.sync()
+    room.commit({"a": config("a", k="2")})
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "get", "a", Transient("it is away"))
+        with pytest.raises(Transient, match="it is away"):
+            await room.prepare()
+    if wrong == "branch":
+        room.work.git("branch", "--quiet", "--move", "main", "elsewhere")
+        assert await room.prepare() is None
+        room.work.git("branch", "--quiet", "--move", "elsewhere", "main")
+    elif wrong == "rollback":
+        room.follow(annotations={"rollback": "eeeeeee@now"})
+        assert (await room.prepare(), room.refusal) == (None, "RevisionNotFound")
+    else:
+        denied = Rejected("denied by a policy")
+        fails_at(monkeypatch, room, "patch", "shop", denied)
+        room.follow(generation=2, sync={"deletionPolicy": "delete"})
+        assert (await room.prepare(), room.refusal) == (None, "Refused")
+        assert (await room.record()).quarantine == ()
+        room.follow(generation=2)
+    await room.sync()
+    assert await room.data("a") == {"k": "2"}
+
+
 @pytest.mark.parametrize("before", [True, False])
 async def test_a_right_that_was_taken_is_waited_for(room: Room, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
     room.commit({"a": config("a", k="1")})
