@@ -282,6 +282,7 @@ class Preparing:
             record.inventory,
             owner=application.key,
             previous={ObjectRef.of(obj).key: obj for obj in good.objects} if good else {},
+            begun={ObjectRef.of(obj).key: obj for obj in record.attempt.objects} if record.attempt else {},
             autoscalers=scalers,
             options=PlanOptions(
                 prune=application.spec.sync.prune,

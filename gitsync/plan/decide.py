@@ -55,6 +55,7 @@ def plan(
     *,
     owner: str,
     previous: Objects | None = None,
+    begun: Objects | None = None,
     autoscalers: Iterable[Json] = (),
     options: PlanOptions | None = None,
 ) -> Plan:
@@ -62,8 +63,9 @@ def plan(
 
     ``desired`` is rendered and pinned, its Jobs named (``waves.name_jobs``). ``live`` holds, by ``ObjectRef.key``, what
     exists of the desired objects, the inventory and what they refer to; a key that is absent does not exist (a failed
-    read must never get here). ``previous`` is the last good state. ``autoscalers`` are objects of the cluster with a
-    ``scaleTargetRef`` that may belong to anybody. ``owner`` is ``namespace/name`` of the Application.
+    read must never get here). ``previous`` is the last good state, ``begun`` what an attempt under way may have sent
+    since. ``autoscalers`` are objects of the cluster with a ``scaleTargetRef`` that may belong to anybody. ``owner`` is
+    ``namespace/name`` of the Application.
 
     Raises ``Refused`` naming everything that cannot be done, ``Invalid`` for a revision without objects or with a bad
     wave, ``Waiting`` while an object that is wanted is still being deleted.
@@ -83,7 +85,8 @@ def plan(
     vetoes = [refusal for refusal in refusals if refusal]
     changes: dict[Key, Change] = {}
     for manifest in manifests:
-        change, refused = _change(manifest, live.get(manifest.ref.key), previous, scaled, options)
+        before = [objects[manifest.ref.key] for objects in (previous, begun or {}) if manifest.ref.key in objects]
+        change, refused = _change(manifest, live.get(manifest.ref.key), previous, before, scaled, options)
         changes[manifest.ref.key] = change
         vetoes += refused
     findings = [
@@ -155,7 +158,12 @@ def _foreign(manifest: Manifest, live: Json, owner: str, gone: Collection[str]) 
 
 
 def _change(
-    manifest: Manifest, live: Json | None, previous: Objects, scaled: frozenset[Key], options: PlanOptions
+    manifest: Manifest,
+    live: Json | None,
+    previous: Objects,
+    before: Sequence[Json],
+    scaled: frozenset[Key],
+    options: PlanOptions,
 ) -> tuple[Change, list[Refused]]:
     ref, obj = manifest.ref, manifest.object
     is_job = (ref.group, ref.kind) == ("batch", "Job")
@@ -170,7 +178,7 @@ def _change(
     if "disabled" in (_annotation(live, ANNOTATION_RECONCILE), _annotation(obj, ANNOTATION_RECONCILE)):
         return Change(action=Action.UNCHANGED, manifest=manifest), []
     secret = ref.kind == "Secret" and not ref.group
-    fields = diff(obj, live, secret=secret) + removed(obj, live, secret=secret)
+    fields = diff(obj, live, secret=secret) + removed(obj, live, secret=secret, before=before)
     if ref.key in scaled:
         fields = tuple(field for field in fields if field.path != "spec.replicas")
     if is_bare_pod := (ref.group, ref.kind) == ("", "Pod"):

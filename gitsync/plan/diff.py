@@ -45,10 +45,14 @@ def diff(desired: Json, live: Json | None, *, secret: bool) -> tuple[FieldChange
     return _masked(changes, secret=secret)
 
 
-def removed(desired: Json, live: Json, *, secret: bool, manager: str = FIELD_MANAGER) -> tuple[FieldChange, ...]:
+def removed(
+    desired: Json, live: Json, *, secret: bool, before: Iterable[Json] = (), manager: str = FIELD_MANAGER
+) -> tuple[FieldChange, ...]:
     """What applying ``desired`` would take away: what ``manager`` applied before, alone, and git no longer says.
 
-    Server-side apply decides by managedFields; so does this. Only the highest removed path is named.
+    Server-side apply decides by managedFields; so does this. Only the highest removed path is named. Of what one owner
+    has as a whole (a Role's rules) they do not name the parts; there, what is in neither ``desired`` nor one of the
+    objects that were sent ``before`` is the server's own default.
     """
     schema = _Schema.of(desired)
     sent = cast(Json, _project(_sendable(desired), _sendable(desired), schema, ()))
@@ -58,26 +62,38 @@ def removed(desired: Json, live: Json, *, secret: bool, manager: str = FIELD_MAN
     for entry in _managed(live):
         own = entry.get("manager") == manager and entry.get("operation") == "Apply" and not entry.get("subresource")
         (mine if own else others).update(_owned_paths(entry.get("fieldsV1"), schema))
-    values = dict(_walk(cast(Json, _project(live, live, schema, ())), ""))
+    found = cast(Json, _project(live, live, schema, ()))
+    values = dict(_walk(found, ""))
     gone: list[str] = []
     for path in sorted(mine.keys() - others.keys() - kept):
         if path in values and not any(_inside(path, other) for other in gone):
+            gone.append(path)
+    wholes = [path for path, leaf in mine.items() if leaf]
+    parts: dict[str, JsonValue] = {}
+    for earlier in before:
+        if earlier != desired:
+            was = _project(_sendable(earlier), _sendable(earlier), schema, ())
+            parts |= _left_out(was, sent, found, "", (), schema)
+    for path, value in parts.items():
+        if any(_inside(path, whole) for whole in wholes) and not any(_inside(path, other) for other in gone):
+            values[path] = value
             gone.append(path)
     return _masked([FieldChange(path=path, before=_plain(values[path])) for path in gone], secret=secret)
 
 
 def owned_digest(sent: Json, reply: Json) -> str:
     """64 hex digits that stand for the values, in ``reply``, of the fields in ``sent``; order of keys is no matter."""
-    projected = _project(_sendable(sent), reply, _Schema.of(sent), ())
+    projected = _project(_sendable(sent), reply, _Schema.of(sent)._replace(exact=True), ())
     return hashlib.sha256(orjson.dumps(projected, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def drifted(sent: Json, reply: Json, live: Json) -> tuple[FieldChange, ...]:
     """What somebody else has changed since our apply, in the fields of ``sent``: ``before`` is ours, ``after`` theirs.
 
-    ``reply`` is the server's answer to that apply. Values of a Secret are masked.
+    ``reply`` is the server's answer to that apply (where it is not at hand, ``sent`` itself: then what the server has
+    added to a list cannot be told from what somebody else has). Values of a Secret are masked.
     """
-    schema, ours = _Schema.of(sent), _sendable(sent)
+    schema, ours = _Schema.of(sent)._replace(exact=reply is not sent), _sendable(sent)
     before = cast(Json, _project(ours, reply, schema, ()))
     after = cast(Json, _project(ours, live, schema, ()))
     changes: list[FieldChange] = []
@@ -219,10 +235,14 @@ _NOT_COMPARED = frozenset(
 
 
 class _Schema(NamedTuple):
-    """All that is known of a kind's schema. ``builtin``: the tables above hold."""
+    """All that is known of a kind's schema. ``builtin``: the tables above hold.
+
+    ``exact``: both sides are the server's, so what one owner has as a whole is compared as a whole, defaults and all.
+    """
 
     builtin: bool
     kind: str
+    exact: bool = False
 
     @classmethod
     def of(cls, obj: Json) -> "_Schema":
@@ -269,6 +289,8 @@ def _project(sent: JsonValue, found: JsonValue, schema: _Schema, fields: tuple[s
     """``found`` cut down to the fields of ``sent``, merged lists turned into ``_Keyed``. ``null`` is not a field."""
     if isinstance(sent, dict) and isinstance(found, dict):
         wanted, there = cast(Json, sent), cast(Json, found)
+        if schema.exact and schema.whole(fields):
+            return there
         cut: Json = {
             key: _project(value, there[key], schema, (*fields, key))
             for key, value in wanted.items()
@@ -290,6 +312,8 @@ def _project(sent: JsonValue, found: JsonValue, schema: _Schema, fields: tuple[s
                         if others and segment in others
                     }
                 )
+        if schema.exact and schema.builtin:
+            return has
         cuts = [_project(one, other, schema, fields) for one, other in zip(wants, has, strict=False)]
         return cuts + has[len(wants) :]
     return found
@@ -380,6 +404,28 @@ def _compare(
         return
     if not same(fields, before, after):
         into.append(FieldChange(path=path, before=_plain(before), after=_plain(after)))
+
+
+def _left_out(
+    was: JsonValue, now: JsonValue, found: JsonValue, path: str, fields: tuple[str, ...], schema: _Schema
+) -> dict[str, JsonValue]:
+    """What ``found`` has by path, of what ``was`` said and ``now`` does not say; all are canonical forms."""
+    left: dict[str, JsonValue] = {}
+    if isinstance(was, dict) and type(was) is type(now) is type(found):  # pyright: ignore[reportUnknownArgumentType]
+        keyed = isinstance(was, _Keyed)
+        wanted, there = cast(Json, now), cast(Json, found)
+        for key, value in cast(Json, was).items():
+            below = f"{path}{key}" if keyed else join(path, key)
+            if key in wanted and key in there:
+                names = fields if keyed else (*fields, key)
+                left |= _left_out(value, wanted[key], there[key], below, names, schema)
+            elif key in there and not schema.whole(fields):  # of these ``diff`` names every key
+                left[below] = there[key]
+    elif isinstance(was, list) and isinstance(now, list) and isinstance(found, list):
+        lists = cast("tuple[list[JsonValue], ...]", (was, now, found))
+        for index, (old, new, has) in enumerate(zip(*lists, strict=False)):
+            left |= _left_out(old, new, has, f"{path}[{index}]", fields, schema)
+    return left
 
 
 def _means_absent(value: JsonValue, fields: tuple[str, ...], schema: _Schema) -> bool:

@@ -1156,6 +1156,55 @@ async def test_what_waits_for_an_approval_still_does_when_drift_has_ended(
     assert (after.sync, after.counts, after.stalled) == (before.sync, before.counts, before.stalled)
 
 
+def role(namespace: str, **rule: list[str]) -> Json:
+    metadata = {"name": "reader", "namespace": namespace}
+    rules = [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"], **rule}]
+    return {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules}
+
+
+async def rules(room: Room) -> Any:
+    found = await room.cluster.get(ObjectRef.of(role(room.namespace)))
+    assert found is not None
+    return found["rules"]
+
+
+async def test_what_a_commit_takes_out_of_a_rule_goes(room: Room) -> None:
+    narrow, wide = role(room.namespace, resourceNames=["a"]), role(room.namespace)
+    room.commit({"a": config("a"), "role": narrow})
+    await room.sync()
+    room.commit({"role": wide})
+    await room.sync()
+    assert await rules(room) == wide["rules"]
+
+
+async def test_what_an_overtaken_attempt_put_into_a_rule_goes(room: Room) -> None:
+    narrow, wide = role(room.namespace, resourceNames=["a"]), role(room.namespace)
+    room.commit({"a": config("a"), "role": wide})
+    await room.sync()
+    room.commit({"role": narrow, "job": endless()})
+    handover = Handover()
+    rolling = asyncio.create_task(room.apply(await room.plan(), handover))
+    async with asyncio.timeout(30):
+        while await rules(room) != narrow["rules"]:
+            await asyncio.sleep(0.005)
+    handover.request()
+    await rolling
+    room.commit({"role": wide, "job": None})
+    await room.sync()
+    assert await rules(room) == wide["rules"]
+
+
+async def test_what_somebody_puts_into_a_rule_is_taken_out(room: Room) -> None:
+    wanted = role(room.namespace)
+    room.commit({"a": config("a"), "role": wanted})
+    await room.sync()
+    ref = ObjectRef.of(wanted)
+    await room.cluster.patch(ref, {"rules": role(room.namespace, resourceNames=["a"])["rules"]})
+    await until(lambda: ref.key in room.pipeline.follower.drifted(room.key))
+    await room.sync()
+    assert await rules(room) == wanted["rules"]
+
+
 async def test_what_is_to_be_left_alone_is_not_even_watched(room: Room) -> None:
     room.follow(sync={"selfHeal": "off"})
     room.commit({"a": config("a", k="1")})

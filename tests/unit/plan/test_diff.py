@@ -419,6 +419,72 @@ def test_a_map_that_we_made_stays_for_those_who_also_use_it() -> None:
     assert [path for path in paths if path.startswith("metadata")] == ["metadata.labels.app", "metadata.labels.old"]
 
 
+ATOMIC: list[tuple[str, str, str, str, str, dict[str, Any]]] = [
+    # kind, what we own, what we sent before, what git says now, what lives, what goes
+    ("rbac.authorization.k8s.io/v1 Role", "{f:rules: {}}",
+     "{rules: [{resources: [secrets], verbs: [get], resourceNames: [a]}]}",
+     "{rules: [{resources: [secrets], verbs: [get]}]}",
+     "{rules: [{resources: [secrets], verbs: [get], resourceNames: [a]}]}",
+     {"rules[0].resourceNames": ["a"]}),
+    ("networking.k8s.io/v1 NetworkPolicy", "{f:spec: {f:podSelector: {}}}",
+     "{spec: {podSelector: {matchLabels: {app: web, tier: x}}}}",
+     "{spec: {podSelector: {matchLabels: {app: web}}}}",
+     "{spec: {podSelector: {matchLabels: {app: web, tier: x}}}}",
+     {"spec.podSelector.matchLabels.tier": "x"}),
+    ("networking.k8s.io/v1 NetworkPolicy", "{f:spec: {f:ingress: {}}}",
+     "{spec: {ingress: [{ports: [{port: 80, endPort: 90}]}]}}",
+     "{spec: {ingress: [{ports: [{port: 80}]}]}}",
+     "{spec: {ingress: [{ports: [{port: 80, endPort: 90, protocol: TCP}]}]}}",
+     {"spec.ingress[0].ports[0].endPort": 90}),
+    (DEPLOYMENT, "{f:spec: {f:template: {f:spec: {f:tolerations: {}}}}}",
+     pods("{tolerations: [{key: a, operator: Exists, effect: NoSchedule}]}"),
+     pods("{tolerations: [{key: a, operator: Exists}]}"),
+     pods("{tolerations: [{key: a, operator: Exists, effect: NoSchedule}]}"),
+     {"spec.template.spec.tolerations[0].effect": "NoSchedule"}),
+    (SERVICE, "{f:spec: {f:selector: {}}}",  # told by ``diff`` already
+     "{spec: {selector: {app: web, tier: x}}}", "{spec: {selector: {app: web}}}", "{spec: {selector: {app: web, tier: x}}}", {}),
+    (CUSTOM, "{f:spec: {f:parts: {}}}",
+     "{spec: {parts: [{a: 1, b: 2}]}}", "{spec: {parts: [{a: 1}]}}", "{spec: {parts: [{a: 1, b: 2, c: 3}]}}",
+     {"spec.parts[0].b": 2}),
+    (CONFIG_MAP, "{f:data: {f:a: {}}}",  # somebody else's by now
+     "{data: {a: x, b: y}}", "{data: {a: x}}", "{data: {a: x, b: z}}", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "owned", "before", "git", "live", "expected"), ATOMIC)
+def test_what_git_takes_out_of_a_list_or_map_that_we_own_as_a_whole_is_removed(
+    kind: str, owned: str, before: str, git: str, live: str, expected: dict[str, Any]
+) -> None:
+    found = build(kind, live)
+    entry = {"manager": "gitsync", "operation": "Apply", "fieldsV1": yaml.safe_load(owned)}
+    found["metadata"] = {"managedFields": [entry]}
+    changes = removed(build(kind, git), found, secret=False, before=[build(kind, before)])
+    assert {change.path: change.before for change in changes} == expected
+    assert all(change.after is None for change in changes)
+    assert removed(build(kind, before), found, secret=False, before=[build(kind, before)]) == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "reply", "live", "expected"),
+    [
+        ("rbac.authorization.k8s.io/v1 Role", "{rules: [{verbs: [get]}]}", "{rules: [{verbs: [get]}]}",
+         "{rules: [{verbs: [get], resourceNames: [a]}]}", {"rules[0].resourceNames": (None, ["a"])}),
+        ("networking.k8s.io/v1 NetworkPolicy", "{spec: {podSelector: {matchLabels: {a: b}}}}",
+         "{spec: {podSelector: {matchLabels: {a: b}}}}", "{spec: {podSelector: {matchLabels: {a: b, c: d}}}}",
+         {"spec.podSelector.matchLabels.c": (None, "d")}),
+        ("networking.k8s.io/v1 NetworkPolicy", "{spec: {egress: [{ports: [{port: 53}]}]}}",
+         "{spec: {egress: [{ports: [{port: 53, protocol: TCP}]}]}}", "{spec: {egress: [{ports: [{port: 53, protocol: TCP}]}]}}", SAME),
+        (CUSTOM, "{spec: {parts: [{a: 1}]}}", "{spec: {parts: [{a: 1}]}}", "{spec: {parts: [{a: 1, b: 2}]}}", SAME),
+    ],
+)  # fmt: skip
+def test_what_is_put_into_a_list_or_map_that_we_own_as_a_whole_is_drift(
+    kind: str, sent: str, reply: str, live: str, expected: dict[str, Any]
+) -> None:
+    ours, answer, now = build(kind, sent), build(kind, reply), build(kind, live)
+    assert {change.path: (change.before, change.after) for change in drifted(ours, answer, now)} == expected
+    assert (owned_digest(ours, answer) == owned_digest(ours, now)) == (not expected)
+
+
 def test_nothing_is_removed_without_an_entry_of_ours() -> None:
     assert removed(build(DEPLOYMENT, "{}"), build(DEPLOYMENT, "{spec: {replicas: 1}}"), secret=False) == ()
     assert removed(build(DEPLOYMENT, "{}"), OWNED, secret=False, manager="somebody") == ()
