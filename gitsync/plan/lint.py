@@ -88,6 +88,7 @@ class _Scope:
                 self._budgets.setdefault(pair, []).append(spec)
         self._new_pods = _pods_by_label(self.mine)
         self._running_pods = _pods_by_label(previous)
+        self.labels = frozenset(key for _, key, _ in self._new_pods)  # that pods of the commit have
 
     def object(self, key: Key) -> Json | None:
         """That of the commit, or else that of the cluster."""
@@ -397,14 +398,16 @@ def _service(service: Manifest, scope: _Scope) -> Iterator[Finding]:
     selector, namespace = _selector(service.object), service.ref.namespace
     wanted = ", ".join(f"{key}={value}" for key, value in selector.items())
     if not scope.selects_new(namespace, selector):
-        # An operator may make the pods of a custom resource; nothing in the commit can tell.
+        # An operator may make the pods of a custom resource, and a pod may label itself (a database's primary does):
+        # nothing in the commit can tell.
+        known = {key: value for key, value in selector.items() if key in scope.labels}
         yield _finding(
             service,
             "service-selects-nothing",
             "spec.selector",
             f"no pod template of this revision in the namespace {namespace!r} has the labels {wanted}",
             "make the selector and the labels of the pods agree",
-            level="warning" if scope.custom else "error",
+            level="warning" if scope.custom or scope.selects_new(namespace, known) else "error",
         )
         return
     before = scope.previous.get(service.ref.key)
@@ -632,11 +635,29 @@ def _selects(manifest: Manifest) -> bool:
     """A Service that finds its endpoints by labels."""
     spec = as_map(manifest.object, "spec")
     is_service = (manifest.ref.group, manifest.ref.kind) == ("", "Service")
-    return is_service and spec.get("type") != "ExternalName" and bool(as_map(spec, "selector"))
+    return is_service and spec.get("type") != "ExternalName" and bool(_selector(manifest.object))
+
+
+#: Labels that controllers give the pods that they make: no template has them.
+_OF_CONTROLLERS = frozenset(
+    {
+        "statefulset.kubernetes.io/pod-name",
+        "apps.kubernetes.io/pod-index",
+        "controller-revision-hash",
+        "pod-template-hash",
+        "batch.kubernetes.io/controller-uid",
+        "batch.kubernetes.io/job-completion-index",
+        "batch.kubernetes.io/job-name",
+        "controller-uid",
+        "job-name",
+    }
+)
 
 
 def _selector(service: Json) -> Json:
-    return as_map(as_map(service, "spec"), "selector")
+    """As far as a pod template can tell."""
+    selector = as_map(as_map(service, "spec"), "selector")
+    return {key: value for key, value in selector.items() if key not in _OF_CONTROLLERS}
 
 
 def _covers(selector: Json, labels: Json) -> bool:

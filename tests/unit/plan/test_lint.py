@@ -267,6 +267,30 @@ def test_a_service_that_selects_nothing(patch: str, expected: list[tuple[str, st
     assert [each for each in found if each[0] == "service-selects-nothing"] == expected
 
 
+SET_PODS = """{apiVersion: apps/v1, kind: StatefulSet, metadata: {name: db, namespace: shop}, spec: {replicas: 3,
+ selector: {matchLabels: {app: db}}, template: {metadata: {labels: {app: db}}, spec: {containers: [{name: db}]}}}}"""
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("{statefulset.kubernetes.io/pod-name: db-0}", []),  # a Service per pod, as databases and brokers have them
+        ("{app: db, statefulset.kubernetes.io/pod-name: db-0}", []),
+        ("{app: db, apps.kubernetes.io/pod-index: '0'}", []),
+        ("{app: dba, apps.kubernetes.io/pod-index: '0'}", [E]),
+        ("{app: db, role: primary}", [W]),  # the program in the pod says so of itself, as Patroni does
+        ("{app: dba, role: primary}", [E]),
+        ("{role: primary}", [E]),
+    ],
+)
+def test_labels_that_pods_get_only_when_they_run(selector: str, expected: list[str]) -> None:
+    service = (
+        f"{{apiVersion: v1, kind: Service, metadata: {{name: o, namespace: shop}}, spec: {{selector: {selector}}}}}"
+    )
+    found = lint(desired("\n---\n".join([SET_PODS, service])))
+    assert [each.level for each in found if each.rule == "service-selects-nothing"] == expected
+
+
 def test_what_an_operator_may_make_is_only_a_warning() -> None:
     more = "{apiVersion: db.example.org/v1, kind: Database, metadata: {name: db, namespace: shop}}"
     assert ("service-selects-nothing", W, "spec.selector") in verdicts(
