@@ -17,6 +17,8 @@ from gitsync.render.tool import Bounds, find, run
 from gitsync.render.yaml import MAX_BYTES, load
 
 FILE: Final = "Chart.yaml"
+_HOOK: Final = "helm.sh/hook"
+_RELEASING: Final = frozenset({"crd-install", "pre-install", "post-install", "pre-upgrade", "post-upgrade"})
 _SOURCE = re.compile(r"^# Source: [^/\s]+/(\S+)$", re.MULTILINE)
 
 
@@ -75,6 +77,18 @@ async def build(
             doing="rendering the chart",
             origin=origin,
         )
+
+
+def is_released(obj: JsonValue) -> bool:
+    """Whether installing or upgrading the release sends the object.
+
+    ``helm template`` prints all hooks: also those of a deletion, which undo what the chart has made, or of a rollback.
+    """
+    value: JsonValue = obj
+    for key in ("metadata", "annotations", _HOOK):
+        value = cast("Json", value).get(key) if isinstance(value, dict) else None
+    events = {event.strip() for event in value.split(",")} if isinstance(value, str) and value else _RELEASING
+    return not _RELEASING.isdisjoint(events)
 
 
 class Sources:

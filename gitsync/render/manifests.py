@@ -148,6 +148,7 @@ async def _found(
         return [
             manifest
             for document in documents
+            if helm.is_released(document.value)
             for manifest in _manifests(_unplaced(document.value), replace(base, file=sources.at(document.line)), size)
         ]
     entries = _select(snapshot, directory, options, base)

@@ -3,8 +3,8 @@
 import pytest
 
 from gitsync.errors import Invalid
-from gitsync.render import render
-from gitsync.render.helm import Sources, command
+from gitsync.render import helm, render
+from gitsync.render.helm import Sources, command, is_released
 from tests.unit.render.conftest import Commit
 
 CHART = "apiVersion: v2\nname: web\nversion: 1.0.0\n"
@@ -40,3 +40,45 @@ def test_the_template_of_each_document_is_known_by_helms_comments() -> None:
         "deploy/web/templates/a.yaml",
         "deploy/web/charts/redis/templates/b.yaml",
     ]
+
+
+@pytest.mark.parametrize(
+    ("events", "released"),
+    [
+        ("pre-delete", False),  # an uninstaller: what it removes is the data of what serves
+        ("post-delete, pre-rollback", False),
+        ("test", False),
+        ("test-success", False),
+        ("post-install,post-upgrade", True),
+        ("pre-upgrade, pre-delete", True),
+        ("crd-install", True),
+        ("", True),
+    ],
+)
+def test_what_is_for_a_deletion_or_a_rollback_is_no_part_of_a_release(events: str, released: bool) -> None:
+    assert is_released({"metadata": {"name": "a", "annotations": {"helm.sh/hook": events}}}) is released
+
+
+def test_what_is_no_hook_is_part_of_a_release() -> None:
+    assert is_released({"metadata": {"name": "a"}})
+    assert is_released({"metadata": {"name": "a", "annotations": None}})
+    assert is_released({})
+
+
+PRINTED = b"""---
+# Source: web/templates/config.yaml
+{apiVersion: v1, kind: ConfigMap, metadata: {name: kept}}
+---
+# Source: web/templates/uninstall.yaml
+{apiVersion: batch/v1, kind: Job, metadata: {name: uninstall, annotations: {helm.sh/hook: pre-delete}}}
+"""
+
+
+async def test_the_uninstaller_of_a_chart_is_not_run(commit: Commit, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def build(*_: object, **__: object) -> bytes:
+        return PRINTED  # as helm prints it, which is not here
+
+    monkeypatch.setattr(helm, "build", build)
+    desired = await render(await commit({"chart/Chart.yaml": CHART}), "chart")
+    assert [str(each.ref) for each in desired.manifests] == ["ConfigMap/kept"]
+    assert desired.manifests[0].origin.file == "chart/templates/config.yaml"
