@@ -24,7 +24,6 @@ from gitsync.cluster.record import Attempt, GoodState, HistoryEntry, Quarantined
 from gitsync.errors import GitsyncError, Invalid
 from gitsync.model import (
     ANNOTATION_APPROVE,
-    ANNOTATION_RECONCILE,
     ANNOTATION_REQUESTED_AT,
     ANNOTATION_RETRY,
     Action,
@@ -42,6 +41,7 @@ from gitsync.model import (
     Revision,
     Snapshot,
     Stage,
+    left_alone,
 )
 from gitsync.plan import lint
 from gitsync.rollout.follow import Drift
@@ -292,8 +292,7 @@ def needed(desired: Desired) -> frozenset[ObjectRef]:
 
 def followed(obj: Json) -> bool:
     """Whether drift of it is repaired. A Job ran once and may be cleaned away; some say that they are left alone."""
-    annotations: Json = obj["metadata"].get("annotations") or {}
-    return obj["kind"] != "Job" and annotations.get(ANNOTATION_RECONCILE) != "disabled"
+    return obj["kind"] != "Job" and not left_alone(obj)
 
 
 # ---------------------------------------------------------------- the Record

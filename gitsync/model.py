@@ -37,6 +37,12 @@ def _empty() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
+def left_alone(obj: Mapping[str, Any]) -> bool:
+    """Whether an object, as git or the cluster has it, says ``ANNOTATION_RECONCILE: disabled``."""
+    annotations: Any = obj["metadata"].get("annotations")
+    return isinstance(annotations, Mapping) and (ANNOTATION_RECONCILE, "disabled") in annotations.items()
+
+
 # ---------------------------------------------------------------- identity and place
 
 

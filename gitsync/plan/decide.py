@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 from gitsync.errors import Invalid, Refused, Waiting
 from gitsync.model import (
     ANNOTATION_PRUNE,
-    ANNOTATION_RECONCILE,
     LABEL_APPLICATION,
     LABEL_NAMESPACE,
     Action,
@@ -25,6 +24,7 @@ from gitsync.model import (
     Manifest,
     Plan,
     Revision,
+    left_alone,
 )
 from gitsync.plan.diff import diff, removed
 from gitsync.plan.immutable import frozen, pod_fields, pod_in_place, replaceable
@@ -175,7 +175,8 @@ def _change(
         raise Waiting(
             "it is still being deleted", doing="planning", ref=ref, origin=manifest.origin, reason="Terminating"
         )
-    if "disabled" in (_annotation(live, ANNOTATION_RECONCILE), _annotation(obj, ANNOTATION_RECONCILE)):
+    # A mark in the cluster is a person's, unless git made it: then git takes it back.
+    if left_alone(obj) or (left_alone(live) and not any(left_alone(each) for each in before)):
         return Change(action=Action.UNCHANGED, manifest=manifest), []
     secret = ref.kind == "Secret" and not ref.group
     fields = diff(obj, live, secret=secret) + removed(obj, live, secret=secret, before=before)

@@ -20,7 +20,7 @@ import structlog
 from gitsync.cluster.cache import Observed, Watcher
 from gitsync.cluster.client import Cluster
 from gitsync.errors import GitsyncError
-from gitsync.model import LABEL_APPLICATION, Health, Json, ObjectRef
+from gitsync.model import LABEL_APPLICATION, Health, Json, ObjectRef, left_alone
 from gitsync.rollout.health import aggregate, gates, health
 from gitsync.rollout.target import Key
 
@@ -193,9 +193,11 @@ class Follower:
         return expected.sent if expected else None
 
     def equal(self, ref: ObjectRef, live: Json) -> bool:
-        """Whether the object is as it should be."""
+        """Whether the object is as it should be, or a person has marked it to be left alone."""
         expected = self._expected.get(ref.key)
-        return expected is None or expected.fields in ("", self._fingerprint(expected.sent, live))
+        if expected is None or left_alone(live):
+            return True
+        return expected.fields in ("", self._fingerprint(expected.sent, live))
 
     def accept(self, ref: ObjectRef, reply: Json, *, sent: Json | None = None) -> None:
         """The server's answer to a repair, or a version that is right: this is how it should be.
@@ -206,7 +208,9 @@ class Follower:
         if expected is None:
             return
         expected.sent = expected.sent if sent is None else sent
-        expected.fields, expected.seen = self._fingerprint(expected.sent, reply), b""
+        if not left_alone(reply):  # else it is as it should be again only when the mark has gone
+            expected.fields = self._fingerprint(expected.sent, reply)
+        expected.seen = b""
         if expected.overtaken(str(reply["metadata"].get("resourceVersion", ""))):
             self._drifted.setdefault(expected.owner, {})[ref.key] = Drift(ref=ref, at=datetime.now(UTC), unread=True)
             self._on_drift(expected.owner)
@@ -257,7 +261,7 @@ class Follower:
         if seen.entry.digest != expected.seen:
             fields = self._fingerprint(expected.sent, live)
             expected.fields = expected.fields or fields
-            if fields == expected.fields:
+            if fields == expected.fields or left_alone(live):
                 expected.seen = seen.entry.digest
                 if self._drifted.get(expected.owner, {}).pop(key, None) and not self._drifted[expected.owner]:
                     self._on_drift(expected.owner)  # it is right again without our doing

@@ -25,6 +25,7 @@ from gitsync.model import (
     Manifest,
     ObjectRef,
     Origin,
+    left_alone,
 )
 from gitsync.rollout.apply import apply_one
 from gitsync.rollout.health import health
@@ -61,7 +62,8 @@ async def restore(
 ) -> Restored:
     """Re-apply every object of the last good state that the attempt changed, settings before the pods that read them.
 
-    Where it overtook another attempt, which may have changed any of them, that is every object.
+    Where it overtook another attempt, which may have changed any of them, that is every object. What is to be left
+    alone was not sent either.
 
     What the API server refuses to take back (a shrunk claim) becomes a statement and does not stop the rest.
     ``Transient`` if some object could not be sent; calling again is harmless. Without a last good state nothing is
@@ -114,10 +116,18 @@ async def restore(
 
 
 def untouched(last_good: GoodState, attempt: Attempt) -> frozenset[Key]:
-    """The objects of the last good state that the attempt wants as they are: nothing but that was sent of them."""
+    """The objects of the last good state of which nothing else was sent: the attempt wants them as they are, or both
+    leave them alone."""
     sent = {ObjectRef.of(obj).key: obj for obj in attempt.objects}
-    keys = ((ObjectRef.of(obj).key, obj) for obj in last_good.objects)
-    return frozenset(key for key, obj in keys if not attempt.overtook and sent.get(key) == obj)
+    left: set[Key] = set()
+    for obj in last_good.objects:
+        key = ObjectRef.of(obj).key
+        wanted = sent.get(key)
+        if wanted is None:
+            continue
+        if (left_alone(obj) and left_alone(wanted)) or (wanted == obj and not attempt.overtook):
+            left.add(key)
+    return frozenset(left)
 
 
 def _irreversible(last_good: GoodState, attempt: Attempt) -> list[str]:

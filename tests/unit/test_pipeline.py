@@ -1222,6 +1222,32 @@ async def test_what_says_that_it_is_left_alone_is(room: Room) -> None:
     assert (await room.data("a"), await room.data("b")) == ({"k": "2"}, {"k": "1"})
 
 
+async def test_git_can_take_back_that_something_is_left_alone(room: Room) -> None:
+    room.commit({"a": config("a", {"gitsync.dev/reconcile": "disabled"}, k="1")})
+    await room.sync()
+    await room.edit("a", k="2")
+    room.commit({"a": config("a", k="3")})
+    await room.sync()
+    assert await room.data("a") == {"k": "3"}
+    assert "annotations" not in ((await room.live("a")) or {})["metadata"]
+
+
+async def test_what_a_person_marks_in_the_cluster_is_left_alone_as_long_as_it_is_marked(room: Room) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b", k="1")})
+    await room.sync()
+    mark = {"metadata": {"annotations": {"gitsync.dev/reconcile": "disabled"}}}
+    await room.cluster.patch(room.ref("a"), mark)
+    await room.edit("a", k="2")
+    await room.edit("b", k="2")
+    await room.drifts("b")
+    await room.sync()
+    assert (await room.data("a"), await room.data("b")) == ({"k": "2"}, {"k": "1"})
+    await room.cluster.patch(room.ref("a"), {"metadata": {"annotations": None}})
+    await room.drifts("a")
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+
+
 async def test_what_was_deleted_and_made_again_is_known_by_its_new_uid(room: Room) -> None:
     room.commit({"a": config("a"), "b": config("b")})
     await room.sync()

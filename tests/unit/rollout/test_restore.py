@@ -102,6 +102,22 @@ async def test_one_that_overtook_another_puts_back_what_that_one_changed(
     assert live["data"] == {"a": "1"}
 
 
+async def test_what_is_left_alone_is_not_put_back(target: Target, namespace: str, cluster: Cluster) -> None:
+    def marked(value: str, annotation: str = "disabled") -> Json:
+        obj = config_map(namespace, "c", a=value)
+        return obj | {"metadata": obj["metadata"] | {"annotations": {"gitsync.dev/reconcile": annotation}}}
+
+    before = good(target, marked("1"))
+    inventory = await send(target, marked("of a person"))
+    tried = replace(attempt(target, marked("2")), overtook=True)
+    assert (await restore(target, before, tried, inventory=inventory)).applied == ()
+    live = await alive(cluster, marked(""))
+    assert live is not None
+    assert live["data"] == {"a": "of a person"}
+    lifted = attempt(target, marked("2", "enabled"))  # this one was sent
+    assert [each.ref.name for each in (await restore(target, before, lifted, inventory=inventory)).applied] == ["c"]
+
+
 async def test_what_cannot_be_undone_is_said(target: Target, namespace: str, cluster: Cluster) -> None:
     immutable = config_map(namespace, "fixed", a="2") | {"immutable": True}
     job: Json = {
