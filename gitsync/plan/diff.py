@@ -184,6 +184,8 @@ _MERGE_KEYS: dict[str, tuple[str, ...]] = {
     "ownerReferences": ("uid",),
 }
 _CONTAINERS = frozenset({"containers", "initContainers", "ephemeralContainers"})
+#: Merged lists whose order means something: an init container waits for the one before.
+_ORDERED = frozenset({"containers", "initContainers"})
 _SET: tuple[str, ...] = ()  # a list without order, where the value is its own key
 _DEFAULTS = {"protocol": "TCP"}  # of a merge key that was not written
 
@@ -304,12 +306,12 @@ def _project(sent: JsonValue, found: JsonValue, schema: _Schema, fields: tuple[s
         keys = schema.merge_keys(fields)
         if keys is not None:
             items, others = _keyed(wants, keys), _keyed(has, keys)
-            if items is not None and (others is not None or not has):
+            if items is not None and others is not None:
                 return _Keyed(
                     {
-                        segment: _project(item, others[segment], schema, fields)
-                        for segment, item in items.items()
-                        if others and segment in others
+                        segment: _project(items[segment], other, schema, fields)
+                        for segment, other in others.items()
+                        if segment in items
                     }
                 )
         if schema.exact and schema.builtin:
@@ -393,6 +395,10 @@ def _compare(
                 _compare(old[key], new[key], below, names, same, into, lenient)
             elif key in old or lenient is None or not _means_absent(new[key], names, lenient):
                 into.append(FieldChange(path=below, before=_plain(old.get(key)), after=_plain(new.get(key))))
+        if keyed and lenient is not None and (fields[-1] in _ORDERED or (fields[-1] == "env" and _refer(new))):
+            has, wants = ([key[1:-1] for key in one if key in other] for one, other in ((old, new), (new, old)))
+            if has != wants:
+                into.append(FieldChange(path=path, before=has, after=wants))
         return
     if isinstance(before, list) and isinstance(after, list):
         has, wants = cast("list[JsonValue]", before), cast("list[JsonValue]", after)
@@ -404,6 +410,11 @@ def _compare(
         return
     if not same(fields, before, after):
         into.append(FieldChange(path=path, before=_plain(before), after=_plain(after)))
+
+
+def _refer(variables: Json) -> bool:
+    """Whether some variable is made of others, which must come before it."""
+    return any("$(" in str(cast(Json, each).get("value")) for each in variables.values())
 
 
 def _left_out(

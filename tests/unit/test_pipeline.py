@@ -1177,6 +1177,22 @@ async def test_what_a_commit_takes_out_of_a_rule_goes(room: Room) -> None:
     assert await rules(room) == wide["rules"]
 
 
+async def test_a_commit_that_only_changes_the_order_of_steps_is_sent(room: Room) -> None:
+    def steps(*names: str) -> Json:
+        web = deployment(replicas=0)
+        pod = web["spec"]["template"]["spec"]
+        pod["initContainers"] = [pod["containers"][0] | {"name": name} for name in names]
+        return web
+
+    room.commit({"web": steps("migrate", "seed")})
+    await room.sync()
+    room.commit({"web": steps("seed", "migrate")})
+    await room.sync()
+    live = await room.cluster.get(replace(room.ref("web"), group="apps", kind="Deployment"))
+    assert live is not None
+    assert [each["name"] for each in live["spec"]["template"]["spec"]["initContainers"]] == ["seed", "migrate"]
+
+
 async def test_what_an_overtaken_attempt_put_into_a_rule_goes(room: Room) -> None:
     narrow, wide = role(room.namespace, resourceNames=["a"]), role(room.namespace)
     room.commit({"a": config("a"), "role": wide})

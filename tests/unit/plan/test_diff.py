@@ -89,6 +89,14 @@ TABLE: list[tuple[str, str, str, dict[str, Any]]] = [
      {"imagePullSecrets": ([{"name": "a"}, {"name": "b"}], [{"name": "a"}])}),
     (CONFIG_MAP, "{metadata: {finalizers: [a/b]}}", "{metadata: {finalizers: [c/d, a/b]}}", SAME),
     (CONFIG_MAP, "{metadata: {finalizers: [a/b]}}", "{metadata: {finalizers: [c/d]}}", {"metadata.finalizers[=a/b]": (None, "a/b")}),
+    # lists merged by a key whose order means something: a step comes after another, a variable refers to another
+    (DEPLOYMENT, pods("{initContainers: [{name: a}, {name: b}]}"), pods("{initContainers: [{name: b}, {name: mesh}, {name: a}]}"),
+     {"spec.template.spec.initContainers": (["name=b", "name=a"], ["name=a", "name=b"])}),
+    (DEPLOYMENT, pods("{initContainers: [{name: a}, {name: b}]}"), pods("{initContainers: [{name: mesh}, {name: a}, {name: b}]}"), SAME),
+    (DEPLOYMENT, pods("{containers: [{name: w, env: [{name: A, value: x}, {name: B, value: $(A)}]}]}"),
+     pods("{containers: [{name: w, env: [{name: B, value: $(A)}, {name: A, value: x}]}]}"),
+     {"spec.template.spec.containers[name=w].env": (["name=B", "name=A"], ["name=A", "name=B"])}),
+    (DEPLOYMENT, pods("{volumes: [{name: a}, {name: b}]}"), pods("{volumes: [{name: b}, {name: a}]}"), SAME),
     # lists and maps that one owner has as a whole
     (DEPLOYMENT, pods("{containers: [{name: a, args: [x, y]}]}"), pods("{containers: [{name: a, args: [x, z]}]}"),
      {"spec.template.spec.containers[name=a].args[1]": ("z", "y")}),
