@@ -160,8 +160,10 @@ class Snapshot(Protocol):
         """Contents by path. ``Invalid`` if together they exceed ``limit`` bytes."""
         ...
 
-    async def export(self, under: str, destination: str) -> None:
-        """Write a directory's files (modes 644/755, links kept as links) below an existing empty directory."""
+    async def export(self, under: str, destination: str, *, only: Iterable[TreeEntry] | None = None) -> None:
+        """Write a directory's files (modes 644/755, links kept as links) below an existing empty directory.
+
+        ``only``: these of its leaves and no others."""
         ...
 
 

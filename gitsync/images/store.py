@@ -7,7 +7,6 @@ memory, so "pushed, but the answer was lost" is simply found the next time.
 
 import asyncio
 import contextlib
-import os
 import platform as machine
 import posixpath
 import tempfile
@@ -362,8 +361,7 @@ class Images:
         home = await asyncio.to_thread(self._make_home, tag)
         context, scratch = home / "context", home / "scratch"
         try:
-            await snapshot.export(plan.spec.context, str(context))
-            await asyncio.to_thread(_prune, context, plan)
+            await snapshot.export(plan.spec.context, str(context), only=plan.inputs.context)
             yield context, scratch
         finally:
             await asyncio.shield(asyncio.to_thread(process.remove, home))
@@ -514,13 +512,3 @@ def _same_platform(wanted: str, has: str) -> bool:
     """``linux/arm64`` is served by ``linux/arm64/v8``, and the other way round."""
     shorter, longer = sorted((wanted, has), key=len)
     return longer == shorter or longer.startswith(f"{shorter}/")
-
-
-def _prune(context: Path, plan: _Plan) -> None:
-    """Leaves exactly the files that the fingerprint counts: directories that only held others go too."""
-    for entry in plan.inputs.ignored:
-        (context / inside(entry.path, plan.spec.context)).unlink(missing_ok=True)
-    if plan.inputs.ignored:
-        for folder, _, _ in os.walk(context, topdown=False):
-            if folder != str(context) and not os.listdir(folder):
-                os.rmdir(folder)

@@ -97,11 +97,11 @@ class Directory:
             contents[entry.path] = data
         return contents
 
-    async def export(self, under: str, destination: str) -> None:
-        await asyncio.to_thread(self._export, under, destination)
+    async def export(self, under: str, destination: str, *, only: Iterable[TreeEntry] | None = None) -> None:
+        await asyncio.to_thread(self._export, under, destination, self.entries(under) if only is None else only)
 
-    def _export(self, under: str, destination: str) -> None:
-        for entry in self.entries(under):
+    def _export(self, under: str, destination: str, entries: Iterable[TreeEntry]) -> None:
+        for entry in entries:
             target = Path(destination, posixpath.relpath(entry.path, under or "."))
             target.parent.mkdir(parents=True, exist_ok=True)
             if entry.mode is FileMode.SYMLINK:

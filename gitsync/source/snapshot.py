@@ -81,15 +81,15 @@ class GitSnapshot:
         _raise_faults(self._lfs(contents), doing=doing)
         return contents
 
-    async def export(self, under: str, destination: str) -> None:
+    async def export(self, under: str, destination: str, *, only: Iterable[TreeEntry] | None = None) -> None:
         """Write a directory's files below an existing empty one: modes 644 and 755 whatever the umask, symbolic links
-        as links. ``Invalid``, before anything is written where possible, for submodules, LFS pointers, links that lead
-        out, and too much data."""
+        as links. ``only``: these of its leaves; nothing is asked of the others. ``Invalid``, before anything is written
+        where possible, for submodules, LFS pointers, links that lead out, and too much data."""
         under, root = normal(under), Path(destination)
         doing = f"writing out {printable(under) or 'the repository'}"
         if self.tree_id(under) is None:
             raise Invalid("there is no such directory", doing=doing, origin=self._origin(under))
-        wanted = list(self._listing.under(under))
+        wanted = list(self._listing.under(under) if only is None else only)
         cut = len(under) + 1 if under else 0
         _raise_faults([self._fault(e, "is a submodule") for e in wanted if e.mode is FileMode.SUBMODULE], doing=doing)
         _raise_faults(self._too_large(wanted), doing=doing)

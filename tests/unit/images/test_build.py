@@ -153,6 +153,26 @@ async def test_stages_args_target_and_what_is_ignored(tmp_path: Path) -> None:
         assert not {"drop", "secret", "never"} & set(b.lines)
 
 
+async def test_what_is_ignored_may_be_what_no_build_could_use(tmp_path: Path) -> None:
+    repo = repository(tmp_path)
+    async with bench(tmp_path) as b:
+        await repo.commit(
+            {
+                "Dockerfile": dockerfile(b, "COPY . /src/", "RUN cd /src && ls -RA ."),
+                ".dockerignore": "docs\n**/*.bin\n",
+                "app/main": "a program",
+                "app/large.bin": f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12\n",
+            }
+        )
+        (repo.path / "docs" / "theme").mkdir(parents=True)  # a submodule: git has no files of it
+        (repo.path / "docs" / "other").symlink_to("../../elsewhere")
+        repo.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},docs/theme")
+        spec = ImageSpec(name="shop", context=".", dockerfile="Dockerfile")
+        await b.ensure(await repo.commit({}), spec)
+        assert "main" in b.lines
+        assert not {"large.bin", "docs", "theme", "other"} & set(b.lines)
+
+
 async def test_a_failed_step_is_evidence_with_its_line_and_output(tmp_path: Path) -> None:
     repo = repository(tmp_path)
     async with bench(tmp_path) as b:
