@@ -6,7 +6,7 @@ The one place where ``Memory.record`` changes: after every save it is what is st
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,13 +34,16 @@ from gitsync.source import GitSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What an Application that is silent about it gets: the process's settings."""
+    """What an Application that is silent about it gets: the process's settings.
+
+    ``login`` reads the logins as they are now: a mounted Secret comes late, and a token in it is replaced.
+    """
 
     push: str = ""
     pull: str = ""
     service_account: str = ""
     interval: float = 60.0  # seconds between polls
-    login: RegistryCredentials = field(default_factory=RegistryCredentials)
+    login: Callable[[], RegistryCredentials] = RegistryCredentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

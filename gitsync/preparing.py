@@ -231,13 +231,24 @@ class Preparing:
 
     async def _destination(self, application: Application) -> Destination:
         registry = application.spec.registry
-        login = self._tools.defaults.login
-        if registry.secret_ref is not None:
-            secret = await self._secret(application, registry.secret_ref.name, "registry.secretRef")
-            login = RegistryCredentials.from_dockerconfigjson(
-                secret.get(".dockerconfigjson", b""),
-                source=f"Secret {application.namespace}/{registry.secret_ref.name}",
-            )
+        try:
+            if registry.secret_ref is None:
+                login = await asyncio.to_thread(self._tools.defaults.login)
+            else:
+                secret = await self._secret(application, registry.secret_ref.name, "registry.secretRef")
+                login = RegistryCredentials.from_dockerconfigjson(
+                    secret.get(".dockerconfigjson", b""),
+                    source=f"Secret {application.namespace}/{registry.secret_ref.name}",
+                )
+        except Invalid as error:  # not the commit's doing: it is mended without another one
+            raise Waiting(
+                error.message,
+                retry_after=30.0,
+                doing=error.doing,
+                ref=application.ref,
+                hint=error.hint,
+                reason="RegistryLoginUnreadable",
+            ) from error
         push = registry.repository or self._tools.defaults.push
         pull = registry.pull_repository or ("" if registry.repository else self._tools.defaults.pull)
         return Destination(push=push, pull=pull, credentials=login)

@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> 
     # Objects of a cluster come by thousands and hold no cycles: looking for those is a quarter of all work.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    login(settings)  # a file that cannot be read is told now, although it is read again for each commit
     builder = await choose(builders(settings))
     log.info("images are built", builder=builder.name)
     access = Access(insecure=frozenset(settings.insecure_registries), mirrors=settings.registry_mirrors)
@@ -128,7 +130,7 @@ async def assemble(settings: Settings, cluster: Cluster, redactor: Redactor) -> 
                 pull=settings.pull_registry,
                 service_account=settings.default_service_account,
                 interval=settings.interval,
-                login=login(settings),
+                login=partial(login, settings),
             ),
         )
         service.pipeline, service.source = Pipeline(tools), tools.source

@@ -568,6 +568,18 @@ async def test_the_password_of_a_secret_is_masked_from_then_on(room: Room) -> No
     assert room.tools.reporter.redactor("it said hunter2-hunter2") == "it said ***"
 
 
+async def test_a_registry_login_that_cannot_be_read_waits_until_it_is_mended(room: Room) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry", "namespace": room.namespace}}
+    await room.cluster.apply(secret | {"stringData": {"config.json": "{}"}})
+    room.commit({"a": config("a")})
+    room.follow(registry={"secretRef": {"name": "registry"}})
+    with pytest.raises(Waiting, match=f"Secret {room.namespace}/registry is not a JSON object"):
+        await room.prepare()
+    await room.cluster.apply(secret | {"stringData": {".dockerconfigjson": "{}"}})
+    await room.sync()
+    assert await room.live("a") is not None
+
+
 # ---------------------------------------------------------------- killed, or cut off, in the middle
 
 

@@ -22,7 +22,7 @@ from gitsync.report.redact import Redactor
 from gitsync.report.reporter import Reporter
 from gitsync.sandbox import Sandbox
 from gitsync.scheduler import Scheduler
-from gitsync.service import Service, ensure_application, serve, web_options
+from gitsync.service import Service, assemble, ensure_application, serve, web_options
 from gitsync.settings import Settings
 from gitsync.source import GitPolicy, GitSource, Ref
 from tests.unit.report.test_reporter import Sink
@@ -254,3 +254,17 @@ def test_the_secrets_of_the_surface_are_masked(tmp_path: Path) -> None:
     web_options(Settings.load(api_token_file=token, webhook_secret_file=secrets), redactor)
     for each in ("the-api-token", "the-first-secret", "the-second-secret"):
         assert redactor(f"it said {each}") == "it said ***"
+
+
+async def test_a_registry_login_that_is_replaced_counts_without_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+
+    def write(password: str) -> None:
+        file.write_bytes(orjson.dumps({"auths": {"registry.example": {"username": "u", "password": password}}}))
+
+    write("of this morning")
+    settings = Settings.load(cache_dir=tmp_path / "cache", registry_auth_file=file)
+    async with assemble(settings, MagicMock(), Redactor()) as service:
+        login = service.pipeline._tools.defaults.login
+        write("of this evening")
+        assert login().logins["registry.example"].password == "of this evening"
