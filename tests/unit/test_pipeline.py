@@ -568,6 +568,19 @@ async def test_the_password_of_a_secret_is_masked_from_then_on(room: Room) -> No
     assert room.tools.reporter.redactor("it said hunter2-hunter2") == "it said ***"
 
 
+async def test_an_image_that_looks_like_ours_but_is_not_built_is_named(room: Room) -> None:
+    room.work.write("web/Dockerfile", "FROM scratch\n")
+    pod = {"containers": [{"name": "main", "image": "shop/web:v1"}, {"name": "cache", "image": "redis:7"}]}
+    template = {"metadata": {"labels": {"app": "web"}}, "spec": pod}
+    room.commit({"web": deployment(template=template)})
+    await room.plan()
+    await until(lambda: room.sink.events)
+    (told,) = [each for each in room.sink.events if each.startswith("ImageLeftAlone")]
+    assert told.startswith("ImageLeftAlone: image shop/web:v1 (")
+    assert "manifests/web.json" in told
+    assert "has the tag “v1”, so web/Dockerfile is not built for it" in told
+
+
 async def test_a_registry_login_that_cannot_be_read_waits_until_it_is_mended(room: Room) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry", "namespace": room.namespace}}
     await room.cluster.apply(secret | {"stringData": {"config.json": "{}"}})
