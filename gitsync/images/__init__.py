@@ -5,7 +5,8 @@ Owns which images of the manifests this repository builds (``select``), what a b
 registry (``registry``) and a builder (``builder`` and one file per backend).
 
 It never reads a manifest, never talks to Kubernetes, never decides when a base image is refreshed (it is given the
-locked digests and returns them), and never deletes anything from a registry.
+locked digests and returns them; only one that its registry has thrown away is resolved anew), and never deletes
+anything from a registry.
 """
 
 from gitsync.images.builder import BuildRequest, ImageBuilder, choose

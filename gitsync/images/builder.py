@@ -181,7 +181,7 @@ def failure(finished: Finished, request: BuildRequest, builder: str) -> GitsyncE
     if _UNKNOWN_IMAGE.search(said):
         return Invalid(
             f"a base image is not in its registry{_tail(lines)}",
-            doing=doing, origin=origin, hint="correct its name, or refresh the locked bases", reason="UnknownBase",
+            doing=doing, origin=origin, hint="correct its name", reason="UnknownBase",
         )  # fmt: skip
     if _DENIED.search(said):
         return _login(request, doing, origin, lines)

@@ -155,12 +155,33 @@ class Images:
         """All of the commit's images, found or built; in the order of ``specs``.
 
         ``bases`` are the locked digests of base images by the name in the Dockerfile: those are used and never asked
-        for again, only missing ones are resolved. The result names every base that was used. ``Invalid`` for one
-        image ends the builds of the others; after ``Transient`` they go on to their end first.
+        for again, only missing ones are resolved, and one that a build wanted and its registry has thrown away. The
+        result names every base that was used. ``Invalid`` for one image ends the builds of the others; after
+        ``Transient`` they go on to their end first.
         """
         registry = self._registry(to.credentials)
         plans = [await _plan(snapshot, spec, to.platforms) for spec in specs]
         locked = await self._lock(registry, plans, bases)
+        try:
+            return await self._all(snapshot, plans, to, locked, registry, log)
+        except Invalid as error:
+            if error.reason != "UnknownBase":
+                raise
+            kept = await self._kept(registry, plans, locked, log)
+            if kept == locked:
+                raise
+        locked = await self._lock(registry, plans, kept)
+        return await self._all(snapshot, plans, to, locked, registry, log)
+
+    async def _all(
+        self,
+        snapshot: Snapshot,
+        plans: Sequence[_Plan],
+        to: Destination,
+        locked: Mapping[str, str],
+        registry: Registry,
+        log: Log,
+    ) -> ImageSet:
         failed: list[Transient] = []
 
         async def one(plan: _Plan) -> Image | None:
@@ -218,6 +239,20 @@ class Images:
                 if use.name not in found:
                     found[use.name] = bases.get(use.name) or await self._resolve(registry, plan, use)
         return found
+
+    async def _kept(
+        self, registry: Registry, plans: Sequence[_Plan], locked: Mapping[str, str], log: Log
+    ) -> dict[str, str]:
+        """Those that their registries still have. Many clean up what no tag names: there is no building on it again."""
+        gone: set[str] = set()
+        for plan in plans:
+            for name in {use.name for use in plan.bases} - gone:
+                if parse_reference(name).digest:
+                    continue  # the Dockerfile itself says so
+                if await registry.resolve(f"{parse_reference(name).name}@{locked[name]}") is None:
+                    gone.add(name)
+                    log(plan.spec.name, f"{name} as {locked[name]} is not in its registry any more")
+        return {name: digest for name, digest in locked.items() if name not in gone}
 
     async def _resolve(self, registry: Registry, plan: _Plan, use: Use) -> str:
         origin = plan.dockerfile.at(use.line)

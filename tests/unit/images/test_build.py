@@ -89,6 +89,26 @@ async def test_a_locked_base_is_built_on_although_its_tag_moved(tmp_path: Path) 
         assert "two" not in b.lines
 
 
+async def test_a_locked_base_that_its_registry_has_thrown_away_gives_way_to_its_tag(tmp_path: Path) -> None:
+    repo = repository(tmp_path)
+    async with bench(tmp_path) as b:
+        first = await repo.commit({"hello/Dockerfile": dockerfile(b, "RUN cat /etc/word"), "hello/a": "a"})
+        old = await b.registry.push_image("base", "1", {"etc/word": b"old\n"})
+        locked = {**await b.images.lock(first, [HELLO], to=b.to), "elsewhere:1": "sha256:of another image"}
+        new = await b.registry.push_image("base", "1", {"etc/word": b"new\n"})
+        await b.registry.delete("base", old)
+        result = await b.ensure(first, bases=locked)
+        assert result.bases == {b.base: new}
+        assert "new" in b.lines
+        assert any(f"{old} is not in its registry any more" in line for line in b.lines)
+
+        other, name = await b.registry.push_image("other", "1", {"etc/word": b"lost\n"}), f"{b.registry.host}/other:1"
+        await b.registry.delete("other", other)
+        with pytest.raises(Invalid) as caught:
+            await b.ensure(await repo.commit({"hello/Dockerfile": f"FROM {name}\n"}), bases={name: other})
+        assert caught.value.reason == "UnknownBase", "its tag is gone, too"
+
+
 async def test_two_clones_of_a_commit_are_one_image(tmp_path: Path) -> None:
     repo = repository(tmp_path)
     async with bench(tmp_path) as b:
