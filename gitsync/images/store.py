@@ -12,7 +12,7 @@ import posixpath
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,7 @@ class Images:
         self._builder = builder
         self._work = work
         self._access = access or Access()
+        self._own = replace(self._access, mirrors={})  # what we push is where we push it, whoever mirrors that host
         self._slots = asyncio.Semaphore(concurrency)
         self._build_timeout = build_timeout
         self._registry_timeout = registry_timeout
@@ -159,18 +160,18 @@ class Images:
         result names every base that was used. ``Invalid`` for one image ends the builds of the others; after
         ``Transient`` they go on to their end first.
         """
-        registry = self._registry(to.credentials)
+        sources, registry = self._sources(to.credentials), self._registry(to.credentials, self._own)
         plans = [await _plan(snapshot, spec, to.platforms) for spec in specs]
-        locked = await self._lock(registry, plans, bases)
+        locked = await self._lock(sources, plans, bases)
         try:
             return await self._all(snapshot, plans, to, locked, registry, log)
         except Invalid as error:
             if error.reason != "UnknownBase":
                 raise
-            kept = await self._kept(registry, plans, locked, log)
+            kept = await self._kept(sources, plans, locked, log)
             if kept == locked:
                 raise
-        locked = await self._lock(registry, plans, kept)
+        locked = await self._lock(sources, plans, kept)
         return await self._all(snapshot, plans, to, locked, registry, log)
 
     async def _all(
@@ -208,15 +209,15 @@ class Images:
     ) -> Mapping[str, str]:
         """Only the base images: those locked in ``bases``, and the digests of now for the others. Builds nothing."""
         plans = [await _plan(snapshot, spec, to.platforms) for spec in specs]
-        return await self._lock(self._registry(to.credentials), plans, bases)
+        return await self._lock(self._sources(to.credentials), plans, bases)
 
     async def found(
         self, snapshot: Snapshot, specs: Sequence[ImageSpec], *, to: Destination, bases: Mapping[str, str] = _NO_BASES
     ) -> Mapping[str, str]:
         """Name → reference of every image: by digest if the registry has it, else by the tag it would be built as."""
-        registry = self._registry(to.credentials)
+        registry = self._registry(to.credentials, self._own)
         plans = [await _plan(snapshot, spec, to.platforms) for spec in specs]
-        locked = await self._lock(registry, plans, bases)
+        locked = await self._lock(self._sources(to.credentials), plans, bases)
         references: dict[str, str] = {}
         for plan in plans:
             push, tag = _push_name(plan.spec, to.push), plan.fingerprint(locked).tag
@@ -228,9 +229,12 @@ class Images:
 
     # ------------------------------------------------------------------ bases
 
-    def _registry(self, credentials: RegistryCredentials) -> Registry:
+    def _sources(self, credentials: RegistryCredentials) -> Registry:
+        return self._registry(credentials, self._access)
+
+    def _registry(self, credentials: RegistryCredentials, access: Access) -> Registry:
         assert self._session, "use Images as a context manager"
-        return Registry(self._session, credentials=credentials, access=self._access, deadline=self._registry_timeout)
+        return Registry(self._session, credentials=credentials, access=access, deadline=self._registry_timeout)
 
     async def _lock(self, registry: Registry, plans: Sequence[_Plan], bases: Mapping[str, str]) -> dict[str, str]:
         found: dict[str, str] = {}

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from gitsync.errors import BuildFailed, GitsyncError, Invalid, Transient, Waiting
-from gitsync.images import Images, RegistryCredentials
+from gitsync.images import Access, Images, RegistryCredentials
 from gitsync.images.buildah import Buildah
 from gitsync.images.builder import BuildRequest
 from gitsync.model import ImageSpec
+from tests.registry import TestRegistry
 from tests.unit.images.support import HELLO, Bench, Repository, bench, processes
 
 
@@ -420,6 +421,21 @@ async def test_what_was_pushed_is_looked_at_again(
         with pytest.raises(kind, match=said) as caught:
             await b.ensure(commit)
         assert type(caught.value) is kind
+
+
+async def test_a_mirror_is_asked_for_bases_and_not_for_what_was_pushed(tmp_path: Path) -> None:
+    repo = repository(tmp_path)
+    async with bench(tmp_path) as b, TestRegistry(tmp_path / "mirror", login=False) as mirror:
+        there = await mirror.push_image("base", "1", {"etc/word": b"mirrored\n"})
+        commit = await repo.commit({"hello/Dockerfile": dockerfile(b, "RUN cat /etc/word")})
+        access = Access(mirrors={b.registry.host: mirror.host})
+        async with Images(Buildah(tmp_path / "store"), tmp_path / "work", access=access) as images:
+            built = await images.ensure(commit, [HELLO], to=b.to)
+            assert built.bases == {b.base: there}
+            assert await images.found(commit, [HELLO], to=b.to, bases=built.bases) == {
+                image.name: image.reference for image in built.images
+            }
+        assert not mirror.requests(path="/team/")
 
 
 async def test_what_the_registry_does_not_have_was_not_pushed(tmp_path: Path) -> None:
