@@ -468,6 +468,13 @@ async def _inputs(snapshot: Snapshot, spec: ImageSpec) -> tuple[Inputs, Mapping[
     """The image's files and the contents of the two that decide what is in: Dockerfile and .dockerignore."""
     dockerfile = snapshot.entry(spec.dockerfile)
     rules = next(filter(None, map(snapshot.entry, ignore_file(spec.dockerfile, spec.context))), None)
+    if rules and rules.mode is FileMode.SYMLINK:  # what is read of a link is its target's name, which ignores nothing
+        raise Invalid(
+            "it is no plain file",
+            doing="reading .dockerignore",
+            origin=_origin(snapshot, rules.path),
+            hint="commit the rules themselves instead of a link",
+        )
     contents = await snapshot.read([entry for entry in (dockerfile, rules) if entry], limit=1 << 20)
     text = contents[rules.path].decode("utf-8", "replace") if rules else ""
     ignored = matcher(text, _origin(snapshot, rules.path) if rules else None)
@@ -512,7 +519,11 @@ async def describe(
             "inputs": len(plan.inputs.context),
         }
         if since is not None:
-            files = touched((await _inputs(since, spec))[0], plan.inputs)
+            try:
+                before, _ = await _inputs(since, spec)
+            except Invalid:
+                before = Inputs(context=())  # nothing could be built of it: all is new
+            files = touched(before, plan.inputs)
             row |= {"touched": bool(files), "files": list(files)}
         rows.append(row)
     return rows

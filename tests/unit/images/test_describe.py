@@ -83,6 +83,24 @@ async def test_an_image_that_is_new_is_touched(tmp_path: Path) -> None:
     assert row["files"] == ["docker/web.Dockerfile", "web/index.html"]
 
 
+async def test_rules_that_are_a_link_let_nothing_in_unnoticed(tmp_path: Path) -> None:
+    repo = Repository(tmp_path / "shop")
+    await repo.commit(FILES)
+    (repo.path / "hello" / "rules").write_text("*.key\n")
+    (repo.path / "hello" / ".dockerignore").unlink(missing_ok=True)
+    (repo.path / "hello" / ".dockerignore").symlink_to("rules")
+    with pytest.raises(Invalid, match=r"hello/\.dockerignore\): it is no plain file"):
+        await describe(await repo.commit({}), [HELLO])
+
+
+async def test_a_commit_that_could_not_be_built_is_no_hindrance_to_comparing_with_it(tmp_path: Path) -> None:
+    repo = Repository(tmp_path / "shop")
+    before = await repo.commit(FILES | {"docker/web.Dockerfile.dockerignore": "[a"})
+    after = await repo.commit({"docker/web.Dockerfile.dockerignore": "*\n!index.html"})
+    (row,) = await describe(after, [WEB], since=before)
+    assert row["files"] == ["docker/web.Dockerfile", "web/index.html"]
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
