@@ -45,10 +45,13 @@ class BuildRequest:
     def place(self) -> Reference:
         return parse_reference(self.push).normal
 
-    def hosts(self) -> dict[str, str]:
-        """Registries that the build talks to, each with a repository on it."""
-        found = (parse_reference(text).normal for text in (*self.references.values(), self.push))
-        return {reference.host: reference.path for reference in found}
+    def hosts(self) -> dict[str, list[str]]:
+        """Registries that the build talks to, each with its repositories; the one to push to is the last."""
+        found: dict[str, list[str]] = {}
+        for text in (*self.references.values(), self.push):
+            reference = parse_reference(text).normal
+            found.setdefault(reference.host, []).append(reference.path)
+        return found
 
     def write_dockerfile(self) -> Path:
         path = self.scratch / "Dockerfile"

@@ -9,7 +9,7 @@ import binascii
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -88,25 +88,33 @@ class RegistryCredentials:
         helper = self.helpers.get(host) or self.helpers.get("")
         return await _ask(helper, host) if helper else None
 
-    async def auth_file(self, hosts: Mapping[str, str], directory: Path) -> Path:
-        """Writes the logins for ``hosts`` (host → path) as ``config.json`` (mode 600) for a builder to read."""
+    async def auth_file(self, hosts: Mapping[str, Sequence[str]], directory: Path) -> Path:
+        """Writes the logins for ``hosts`` (host → paths) as ``config.json`` (mode 600) for a builder to read.
+
+        Where the paths of a host have different logins, each is there; that of the last one counts for those builders
+        that know one login per host.
+        """
         auths: dict[str, Any] = {}
-        for host, path in hosts.items():
-            login = await self.login(host, path)
-            if login and login.identity_token:
-                entry = {"auth": _encode("<token>", ""), "identitytoken": login.identity_token}
-            elif login:
-                entry = {"auth": _encode(login.username, login.password)}
-            else:
-                continue
-            auths[host] = entry
-            if _host(host) == DOCKER_HUB:
-                auths["https://index.docker.io/v1/"] = entry
+        for host, paths in hosts.items():
+            logins = {path: login for path in paths if (login := await self.login(host, path))}
+            entries = {path: _entry(login) for path, login in logins.items()}
+            if len(set(logins.values())) > 1:
+                auths |= {f"{host}/{path}": entry for path, entry in entries.items() if path}
+            if entries:
+                auths[host] = list(entries.values())[-1]
+                if _host(host) == DOCKER_HUB:
+                    auths["https://index.docker.io/v1/"] = auths[host]
         target = directory / "config.json"
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w") as file:
             json.dump({"auths": auths}, file)
         return target
+
+
+def _entry(login: Login) -> dict[str, str]:
+    if login.identity_token:
+        return {"auth": _encode("<token>", ""), "identitytoken": login.identity_token}
+    return {"auth": _encode(login.username, login.password)}
 
 
 def _encode(username: str, password: str) -> str:

@@ -283,7 +283,7 @@ class Registry:
             )
         if status == 429:
             wait = answer.get("Retry-After", "")
-            seconds = min(float(wait), 3600.0) if wait.isdecimal() else 60.0
+            seconds = min(max(float(wait), 1.0), 3600.0) if wait.isdecimal() else 60.0
             return Waiting(f"registry {place.host} is sent too much (429)", retry_after=seconds, doing=doing)
         if status in (400, 405, 413, 415):
             return Invalid(f"registry {place.host} refuses the request ({status}{said})", doing=doing)

@@ -113,6 +113,7 @@ async def test_a_refused_login_waits_and_names_the_secret(tmp_path: Path) -> Non
         (418, {}, Transient),
         (429, {"Retry-After": "17"}, Waiting),
         (429, {"Retry-After": "86400"}, Waiting),
+        (429, {"Retry-After": "0"}, Waiting),
         (404, {"Content-Type": "text/html"}, Transient),
         (302, {"Location": "http://10.0.0.1/x"}, Transient),
         (302, {"Location": "/again"}, Transient),
@@ -127,7 +128,7 @@ async def test_only_a_registrys_own_404_means_missing(status: int, headers: dict
             await registry.resolve(f"{host}/hello:1")
         assert type(caught.value) is kind
         if isinstance(caught.value, Waiting) and status == 429:
-            assert caught.value.retry_after == min(int(headers["Retry-After"]), 3600)
+            assert caught.value.retry_after == min(max(int(headers["Retry-After"]), 1), 3600)
 
 
 async def test_silence_and_a_closed_port_are_bad_luck() -> None:
@@ -329,6 +330,14 @@ async def test_the_users_own_logins_and_helpers(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_an_auth_file_is_for_its_owner_alone(tmp_path: Path) -> None:
-    path = await login("docker.io").auth_file({"docker.io": "library/node", "none": ""}, tmp_path)
+    path = await login("docker.io").auth_file({"docker.io": ("library/node",), "none": ("",)}, tmp_path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert set(json.loads(path.read_text())["auths"]) == {"docker.io", "https://index.docker.io/v1/"}
+
+
+async def test_a_builder_gets_the_login_of_each_repository_that_it_needs(tmp_path: Path) -> None:
+    logins = {f"reg.io/{path}": Login(path, "p") for path in ("base", "app", "other")}
+    path = await RegistryCredentials(logins=logins).auth_file({"reg.io": ("base", "base/x", "app")}, tmp_path)
+    auths = json.loads(path.read_text())["auths"]
+    users = {key: base64.b64decode(entry["auth"]).decode().partition(":")[0] for key, entry in auths.items()}
+    assert users == {"reg.io": "app", "reg.io/base": "base", "reg.io/base/x": "base", "reg.io/app": "app"}
