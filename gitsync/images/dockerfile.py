@@ -95,6 +95,16 @@ class Dockerfile:
                     found.setdefault((use.name, use.platform), use)
         return tuple(found.values())
 
+    def chooses_platform(self, target: str = "") -> bool:
+        """Whether a FROM says for which machine ``target`` is, instead of who asks for the build."""
+        index: int | None = self._target(target)
+        while index is not None:
+            base = self.stages[index].base
+            if base.platform:
+                return True
+            index = self._stage(base, before=index)
+        return False
+
     def pinned(self, target: str, references: Mapping[str, str]) -> str:
         """The text with each external image of ``target`` replaced by its pinned reference; lines stay where they are.
 

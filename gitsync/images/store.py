@@ -290,7 +290,7 @@ class Images:
         print_ = plan.fingerprint(bases)
         push = _push_name(plan.spec, to.push)
         tagged = f"{push}:{print_.tag}"
-        digest, built = await registry.resolve(tagged), False
+        digest, built = await self._found(registry, plan, tagged), False
         if digest is None:
             digest = await self._fly(
                 tagged,
@@ -344,7 +344,7 @@ class Images:
     ) -> str:
         waited = self._slots.locked()
         async with self._slots:
-            if waited and (found := await registry.resolve(tagged)):
+            if waited and (found := await self._found(registry, plan, tagged)):
                 return found  # another replica pushed it meanwhile
             with self._log_file(print_.tag) as keep:
 
@@ -374,23 +374,36 @@ class Images:
     def _pinned(self, name: str, digest: str) -> str:
         return f"{self._access.locate(name).name}@{digest}"
 
+    async def _found(self, registry: Registry, plan: _Plan, tagged: str) -> str | None:
+        """What was pushed once is there also if it was refused then."""
+        digest = await registry.resolve(tagged)
+        if digest and plan.dockerfile.chooses_platform(plan.spec.target):
+            await self._suits(registry, plan, tagged, digest)
+        return digest
+
     async def _verified(self, registry: Registry, plan: _Plan, tagged: str, digest: str) -> str:
         """What the registry has under the tag now is what was pushed, and for the machine it is meant for."""
-        doing, origin = f"checking pushed image {tagged}", plan.dockerfile.origin
         found = await registry.resolve(tagged)
         if found != digest:
-            raise Transient(f"the registry has {found or 'nothing'} instead of {digest}", doing=doing, origin=origin)
+            raise Transient(
+                f"the registry has {found or 'nothing'} instead of {digest}",
+                doing=f"checking pushed image {tagged}",
+                origin=plan.dockerfile.origin,
+            )
+        await self._suits(registry, plan, tagged, digest)
+        return digest
+
+    async def _suits(self, registry: Registry, plan: _Plan, tagged: str, digest: str) -> None:
         has = await registry.platforms(f"{parse_reference(tagged).name}@{digest}")
         for wanted in plan.platforms:
             if has and not any(_same_platform(wanted, one) for one in has):
                 raise Invalid(
                     f"it is for {', '.join(has)}, not for {wanted}",
-                    doing=doing,
-                    origin=origin,
+                    doing=f"checking pushed image {tagged}",
+                    origin=plan.dockerfile.origin,
                     hint="remove --platform from FROM, or set the image's platforms",
                     reason="WrongPlatform",
                 )
-        return digest
 
     # ------------------------------------------------------------------ on disk
 

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -421,6 +422,23 @@ async def test_what_was_pushed_is_looked_at_again(
         with pytest.raises(kind, match=said) as caught:
             await b.ensure(commit)
         assert type(caught.value) is kind
+
+
+async def test_an_image_for_another_machine_is_no_better_when_it_is_found(tmp_path: Path) -> None:
+    class AsItsBase(Buildah):  # as BuildKit does it; buildah would say what it was asked for
+        async def build(self, request: BuildRequest, log: Callable[[str], None]) -> str:
+            return await b.registry.push_image(request.place.path, request.place.tag, architecture="arm64")
+
+    repo = repository(tmp_path)
+    async with bench(tmp_path, AsItsBase(tmp_path / "store")) as b:
+        await b.registry.push_image("base", "1", architecture="arm64")
+        text = f"FROM --platform=linux/arm64 {b.base} AS main\nFROM main\n"
+        commit = await repo.commit({"hello/Dockerfile": text})
+        spec = replace(HELLO, platforms=("linux/amd64",))
+        for _ in ("built", "found"):
+            with pytest.raises(Invalid, match="for linux/arm64, not for linux/amd64"):
+                await b.ensure(commit, spec)
+        assert b.registry.requests("PUT", "/manifests/gs-") == 1
 
 
 async def test_a_mirror_is_asked_for_bases_and_not_for_what_was_pushed(tmp_path: Path) -> None:
