@@ -8,7 +8,7 @@ none of our business. The rules are those of BuildKit's own parser.
 import json
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
@@ -79,6 +79,7 @@ class Dockerfile:
     stages: tuple[Stage, ...]
     features: tuple[Feature, ...]
     syntax: str = ""
+    variants: tuple["Dockerfile", ...] = ()  # as it reads for the other platforms of one build
 
     @property
     def output_format(self) -> str:
@@ -89,10 +90,8 @@ class Dockerfile:
     def bases(self, target: str = "") -> tuple[Use, ...]:
         """External images that building ``target`` ("" is the last stage) needs, one per name, in file order."""
         found: dict[tuple[str, str], Use] = {}
-        for index in sorted(self._needed(target)):
-            for use in (self.stages[index].base, *self.stages[index].others):
-                if use.name != "scratch" and self._stage(use, before=index) is None:
-                    found.setdefault((use.name, use.platform), use)
+        for use in self._external_uses(target):
+            found.setdefault((use.name, use.platform), use)
         return tuple(found.values())
 
     def chooses_platform(self, target: str = "") -> bool:
@@ -130,12 +129,20 @@ class Dockerfile:
         return replace(self.origin, line=line, column=0, field="")
 
     def _external_uses(self, target: str) -> list[Use]:
-        return [
+        uses = [
             use
-            for index in self._needed(target)
+            for index in sorted(self._needed(target))
             for use in (self.stages[index].base, *self.stages[index].others)
-            if use.name != "scratch" and self._stage(use, before=index) is None
+            if self.is_external(use, index)
         ]
+        for variant in self.variants:
+            lines = {use.line for use in uses}
+            uses += (use for use in variant._external_uses(target) if use.line not in lines)
+        return sorted(uses, key=lambda use: use.line)
+
+    def is_external(self, use: Use, index: int) -> bool:
+        """Whether a use in the stage ``index`` means an image and not another stage."""
+        return use.name != "scratch" and self._stage(use, before=index) is None
 
     def _needed(self, target: str) -> set[int]:
         todo = [self._target(target)]
@@ -173,7 +180,26 @@ class Dockerfile:
         return None
 
 
-def parse(data: bytes, *, origin: Origin, args: Mapping[str, str] | None = None, platform: str = "") -> Dockerfile:
+def parse_for(data: bytes, platforms: Sequence[str], *, origin: Origin, args: Mapping[str, str]) -> Dockerfile:
+    """Reads a Dockerfile that one build makes for all ``platforms``. ``Invalid`` also if a FROM names another image
+    for each of them: one text with one pin in its place goes to the builder."""
+    found = [parse(data, origin=origin, args=args, platform=each, built_on=platforms[0]) for each in platforms]
+    for index in range(len(found[0].stages)):
+        bases = [each.stages[index].base for each in found]
+        names = list(dict.fromkeys(base.name for base in bases))
+        if len(names) > 1 and any(each.is_external(base, index) for each, base in zip(found, bases, strict=True)):
+            raise Invalid(
+                f"“{bases[0].written}” is {' or '.join(names)}, depending on the platform",
+                doing="reading the Dockerfile",
+                origin=found[0].at(bases[0].line),
+                hint="give each image a stage of its own (FROM … AS base-amd64), then FROM base-${TARGETARCH}",
+            )
+    return replace(found[0], variants=tuple(found[1:]))
+
+
+def parse(
+    data: bytes, *, origin: Origin, args: Mapping[str, str] | None = None, platform: str = "", built_on: str = ""
+) -> Dockerfile:
     """Reads a Dockerfile with build ``args`` for a ``platform`` like ``linux/amd64``. ``Invalid`` names the line."""
 
     def fail(line: int, message: str, hint: str = "") -> NoReturn:
@@ -195,7 +221,7 @@ def parse(data: bytes, *, origin: Origin, args: Mapping[str, str] | None = None,
         text=text,
         origin=origin,
         instructions=tuple(instructions),
-        stages=tuple(_stages(instructions, _globals(args or {}, platform), fail)),
+        stages=tuple(_stages(instructions, _globals(args or {}, platform, built_on or platform), fail)),
         features=tuple(features),
         syntax=syntax,
     )
@@ -288,15 +314,15 @@ def _heredocs(instruction: Instruction) -> list[tuple[bool, str]]:
     return [(bool(match[1]), match[3]) for match in matches if match]
 
 
-def _globals(args: Mapping[str, str], platform: str) -> dict[str, str]:
+def _globals(args: Mapping[str, str], platform: str, built_on: str) -> dict[str, str]:
     """What ``FROM`` may use without declaring it, and the build arguments."""
     known = dict(args)
     if platform:
-        system, _, rest = platform.partition("/")
-        architecture, _, variant = rest.partition("/")
-        for side in ("TARGET", "BUILD"):
+        for side, name in (("TARGET", platform), ("BUILD", built_on)):
+            system, _, rest = name.partition("/")
+            architecture, _, variant = rest.partition("/")
             known |= {
-                f"{side}PLATFORM": platform, f"{side}OS": system, f"{side}ARCH": architecture, f"{side}VARIANT": variant
+                f"{side}PLATFORM": name, f"{side}OS": system, f"{side}ARCH": architecture, f"{side}VARIANT": variant
             }  # fmt: skip
     return known
 

@@ -24,7 +24,7 @@ from gitsync.failpoints import failpoint
 from gitsync.images import process
 from gitsync.images.builder import BuildRequest, ImageBuilder
 from gitsync.images.credentials import RegistryCredentials
-from gitsync.images.dockerfile import Dockerfile, Use, parse
+from gitsync.images.dockerfile import Dockerfile, Use, parse_for
 from gitsync.images.fingerprint import Inputs, fingerprint, inside, touched
 from gitsync.images.ignore import ignore_file, matcher
 from gitsync.images.reference import parse_reference
@@ -64,6 +64,17 @@ class _Plan:
     @property
     def bases(self) -> tuple[Use, ...]:
         return self.dockerfile.bases(self.spec.target)
+
+    def platforms_of(self, base: Use) -> tuple[str, ...]:
+        """For which platforms the build wants this base."""
+        if base.platform:
+            return (base.platform,)
+        read = (replace(self.dockerfile, variants=()), *self.dockerfile.variants)
+        return tuple(
+            platform
+            for platform, each in zip(self.platforms, read, strict=True)
+            if any(use.name == base.name for use in each.bases(self.spec.target))
+        )
 
     def fingerprint(self, bases: Mapping[str, str]) -> Fingerprint:
         assert self.inputs.dockerfile
@@ -270,7 +281,7 @@ class Images:
         except GitsyncError as error:
             error.doing, error.origin = doing, origin  # said of the base image that was wanted
             raise
-        for wanted in (use.platform,) if use.platform else plan.platforms:
+        for wanted in plan.platforms_of(use):
             if has and not any(_same_platform(wanted, one) for one in has):
                 raise Invalid(
                     f"it is for {', '.join(has)}, not for {wanted}",
@@ -467,12 +478,8 @@ async def _plan(snapshot: Snapshot, spec: ImageSpec, platforms: Sequence[str]) -
             hint="correct the context of the images: entry",
         )
     wanted = spec.platforms or tuple(platforms) or (host_platform(),)
-    dockerfile = parse(
-        contents[inputs.dockerfile.path],
-        origin=_origin(snapshot, spec.dockerfile),
-        args=dict(spec.args),
-        platform=wanted[0],
-    )
+    text, origin = contents[inputs.dockerfile.path], _origin(snapshot, spec.dockerfile)
+    dockerfile = parse_for(text, wanted, origin=origin, args=dict(spec.args))
     dockerfile.bases(spec.target)  # a target that is no stage is told now
     return _Plan(spec=spec, dockerfile=dockerfile, inputs=inputs, platforms=wanted)
 

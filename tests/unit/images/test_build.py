@@ -270,6 +270,21 @@ async def test_a_refused_login_names_the_secret_and_no_password(tmp_path: Path) 
         assert "not-the-password" not in str(caught.value) + repr(to)
 
 
+async def test_a_base_need_be_only_for_those_platforms_that_use_it(tmp_path: Path) -> None:
+    repo = repository(tmp_path)
+    async with bench(tmp_path) as b:
+        lines: list[str] = []
+        for name in ("amd64", "arm64"):
+            await b.registry.push_image(f"base-{name}", "1", architecture=name)
+            lines.append(f"FROM {b.registry.host}/base-{name}:1 AS base-{name}")
+        commit = await repo.commit({"hello/Dockerfile": "\n".join((*lines, "FROM base-$TARGETARCH"))})
+        spec = replace(HELLO, platforms=("linux/amd64", "linux/arm64"))
+        assert len(await b.images.lock(commit, [spec], to=b.to)) == 2
+        crossed = await repo.commit({"hello/Dockerfile": "\n".join((*lines, "FROM base-amd64"))})
+        with pytest.raises(Invalid, match="for linux/amd64, not for linux/arm64"):
+            await b.images.lock(crossed, [spec], to=b.to)
+
+
 async def test_a_base_for_another_machine(tmp_path: Path) -> None:
     repo = repository(tmp_path)
     async with bench(tmp_path) as b:

@@ -76,6 +76,26 @@ async def test_what_a_change_touches(
     ]
 
 
+async def test_each_platform_has_the_bases_of_its_own_stages(tmp_path: Path) -> None:
+    text = "FROM one:1 AS base-amd64\nFROM two:2 AS base-arm64\nFROM base-${TARGETARCH}\nCOPY . .\n"
+    commit = await Repository(tmp_path / "shop").commit(FILES | {"hello/Dockerfile": text})
+    both = replace(HELLO, platforms=("linux/amd64", "linux/arm64"))
+    (alone,) = await describe(commit, [replace(HELLO, platforms=("linux/amd64",))])
+    (row,) = await describe(commit, [both])
+    assert (set(alone["bases"]), set(row["bases"])) == ({"one:1"}, {"one:1", "two:2"})
+
+
+async def test_a_base_that_no_build_for_several_platforms_can_name_is_refused(tmp_path: Path) -> None:
+    text = "FROM --platform=$BUILDPLATFORM tool-$BUILDARCH AS tool\nFROM base-${TARGETARCH}:1\nCOPY . .\n"
+    commit = await Repository(tmp_path / "shop").commit(FILES | {"hello/Dockerfile": text})
+    (row,) = await describe(commit, [replace(HELLO, platforms=("linux/arm64",))])
+    assert set(row["bases"]) == {"base-arm64:1"}
+    with pytest.raises(
+        Invalid, match=r"hello/Dockerfile:2\): “base-\$\{TARGETARCH\}:1” is base-amd64:1 or base-arm64:1"
+    ):
+        await describe(commit, [replace(HELLO, platforms=("linux/amd64", "linux/arm64"))])
+
+
 async def test_an_image_that_is_new_is_touched(tmp_path: Path) -> None:
     repo = Repository(tmp_path / "shop")
     before = await repo.commit({"README": ""})
