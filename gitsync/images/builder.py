@@ -132,7 +132,8 @@ _STEP_FAILED = re.compile(
 )
 _UNKNOWN_IMAGE = re.compile(
     r"manifest unknown|name unknown|name invalid|manifest for .* not found|repository does not exist"
-    r"|reading manifest \S+ in \S+: .*not found|(?:docker\.io|docker-image)\S*: not found|no such image",
+    r"|reading manifest \S+ in \S+: .*not found|(?:docker\.io|docker-image)\S*: not found"
+    r"|@sha256:[0-9a-f]{64}: not found|no such image",
     re.IGNORECASE,
 )
 _DENIED = re.compile(

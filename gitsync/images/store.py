@@ -65,6 +65,9 @@ class _Plan:
     def bases(self) -> tuple[Use, ...]:
         return self.dockerfile.bases(self.spec.target)
 
+    def tagged(self, to: "Destination", bases: Mapping[str, str]) -> str:
+        return f"{_push_name(self.spec, to.push)}:{self.fingerprint(bases).tag}"
+
     def platforms_of(self, base: Use) -> tuple[str, ...]:
         """For which platforms the build wants this base."""
         if base.platform:
@@ -176,10 +179,15 @@ class Images:
         locked = await self._lock(sources, plans, bases)
         try:
             return await self._all(snapshot, plans, to, locked, registry, log)
-        except Invalid as error:
-            if error.reason != "UnknownBase":
+        except (Invalid, Transient) as error:
+            # Not every builder says plainly that an image is not there: the registry does.
+            if isinstance(error, Waiting) or (isinstance(error, Invalid) and error.reason != "UnknownBase"):
                 raise
-            kept = await self._kept(sources, plans, locked, log)
+            try:
+                wanting = [plan for plan in plans if not await registry.resolve(plan.tagged(to, locked))]
+                kept = await self._kept(sources, wanting, locked, log)
+            except GitsyncError:
+                raise error from None
             if kept == locked:
                 raise
         locked = await self._lock(sources, plans, kept)

@@ -104,6 +104,14 @@ async def test_a_locked_base_that_its_registry_has_thrown_away_gives_way_to_its_
         assert "new" in b.lines
         assert any(f"{old} is not in its registry any more" in line for line in b.lines)
 
+        # A builder does not always say so: for COPY --from buildah says the same as when the registry is away.
+        files = f"{b.registry.host}/files:1"
+        kept = [await b.registry.push_image("files", "1", {"etc/word": word}) for word in (b"1", b"2")]
+        await b.registry.delete("files", kept[0])
+        copies = await repo.commit({"hello/Dockerfile": dockerfile(b, f"COPY --from={files} /etc/word /")})
+        result = await b.ensure(copies, bases={**result.bases, files: kept[0]})
+        assert result.bases == {b.base: new, files: kept[1]}
+
         other, name = await b.registry.push_image("other", "1", {"etc/word": b"lost\n"}), f"{b.registry.host}/other:1"
         await b.registry.delete("other", other)
         with pytest.raises(Invalid) as caught:

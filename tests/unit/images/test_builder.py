@@ -35,6 +35,7 @@ def request() -> BuildRequest:
         (1, [RUN, "exec format error", SAID_NO.format(code=1)], BuildFailed, "BuildFailed"),
         (1, ["dockerfile parse error on line 2: unknown instruction: RNU"], BuildFailed, "BuildFailed"),
         (125, ["reading manifest 1 in r.example/base: manifest unknown"], Invalid, "UnknownBase"),
+        (1, [f"ERROR: failed to solve: r.example/base@sha256:{'0' * 64}: not found"], Invalid, "UnknownBase"),
         (125, ["initializing source: unauthorized: authentication required"], Waiting, "RegistryLoginRefused"),
         (125, ["dial tcp: connection refused"], Transient, "Unavailable"),
         (1, [RUN, 'building at STEP "COPY a /": no such file'], BuildFailed, "BuildFailed"),
