@@ -7,12 +7,13 @@ retry: a registry that is away must never look like one that has nothing.
 import hashlib
 import io
 import json
+import os
 import re
 import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, cast
 from urllib.parse import urlencode
 
@@ -52,6 +53,36 @@ class Access:
         normal = parse_reference(text).normal
         host = self.mirrors.get(normal.host, normal.host)
         return Reference(host=host, path=normal.path, tag=normal.tag, digest=normal.digest)
+
+
+def proxy_for(url: URL, environ: Mapping[str, str]) -> str | None:
+    """The proxy to reach a URL through, as builders read the environment: loopback never, NO_PROXY with networks.
+
+    (aiohttp's own reading of it knows no networks, and takes logins from ~/.netrc along.)
+    """
+
+    def given(name: str) -> str:
+        return environ.get(name) or environ.get(name.upper()) or ""
+
+    proxy, host = given(f"{url.scheme}_proxy"), (url.host or "").lower()
+    proxy = proxy if not proxy or "://" in proxy else f"http://{proxy}"
+    if not proxy.startswith(("http://", "https://")) or _loopback(_authority(url)):
+        return None
+    for entry in (word.strip().lower() for word in given("no_proxy").split(",")):
+        name, _, port = entry.rpartition(":") if re.search(r"[^:]:\d+$", entry) else (entry, "", "")
+        if port and port != str(url.port):
+            continue
+        bare = name.removeprefix("*").removeprefix(".")
+        if entry == "*" or (bare and (host == bare or host.endswith(f".{bare}"))) or _within(host, name):
+            return None
+    return proxy
+
+
+def _within(host: str, network: str) -> bool:
+    try:
+        return ip_address(host) in ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 def _loopback(host: str) -> bool:
@@ -194,7 +225,13 @@ class Registry:
                 sent = {**headers, "Authorization": authorization} if authorization else dict(headers)
                 content = io.BytesIO(body) if body is not None else None
                 async with self._session.request(
-                    method, url, headers=sent, data=content, allow_redirects=False, timeout=self._timeout
+                    method,
+                    url,
+                    headers=sent,
+                    data=content,
+                    allow_redirects=False,
+                    timeout=self._timeout,
+                    proxy=proxy_for(url, os.environ),
                 ) as response:
                     if response.status in (301, 302, 303, 307, 308) and body is None:
                         target = url.join(URL(response.headers.get("Location", "")))

@@ -13,11 +13,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from gitsync.errors import GitsyncError, Invalid, Transient, Waiting
 from gitsync.images import Access, Registry, RegistryCredentials
 from gitsync.images.credentials import Login
 from gitsync.images.reference import parse_reference
+from gitsync.images.registry import proxy_for
 from tests.registry import TestRegistry
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -239,6 +241,55 @@ async def test_a_redirect_does_not_take_the_login_to_another_host() -> None:
         async with serve(handler) as host, client(login(host)) as registry:
             assert await registry.platforms(f"{host}/hello:1") == ("linux/arm64",)
     assert seen == [None]
+
+
+async def test_a_registry_is_reached_through_the_proxy_that_git_and_builders_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.host)
+        return web.Response(headers={"Docker-Content-Digest": DIGEST})
+
+    async with serve(handler) as proxy, serve(handler) as near:
+        monkeypatch.setenv("http_proxy", f"http://{proxy}")
+        async with client(access=Access(insecure=frozenset({"far.example"}))) as registry:
+            assert await registry.resolve("far.example/hello:1") == DIGEST
+            assert await registry.resolve(f"{near}/hello:1") == DIGEST
+    assert seen == ["far.example", near]
+
+
+@pytest.mark.parametrize(
+    ("host", "through"),
+    [
+        ("far.example", True),
+        ("localhost", False),
+        ("127.0.0.9", False),
+        ("reg.in", False),
+        ("a.reg.in", False),
+        ("other-reg.in", True),
+        ("a.dotted.in", False),
+        ("10.96.3.4", False),
+        ("10.97.0.1", True),
+        ("[fd00::1]", False),
+        ("ported.in:5000", False),
+        ("ported.in", True),
+    ],
+)
+def test_which_hosts_are_reached_past_the_proxy(host: str, through: bool) -> None:
+    environ = {
+        "HTTPS_PROXY": "http://proxy:3128",
+        "NO_PROXY": "reg.in, .dotted.in,10.96.0.0/16,fd00::/8,ported.in:5000",
+    }
+    assert proxy_for(URL(f"https://{host}/v2/"), environ) == ("http://proxy:3128" if through else None)
+    assert proxy_for(URL(f"https://{host}/v2/"), environ | {"no_proxy": "*"}) is None
+    assert proxy_for(URL(f"http://{host}/v2/"), environ) is None
+
+
+def test_which_proxies_there_are() -> None:
+    for given, expected in (("proxy:3128", "http://proxy:3128"), ("socks5://proxy:1080", None), ("", None)):
+        assert proxy_for(URL("https://far.example/v2/"), {"https_proxy": given}) == expected
 
 
 def test_which_hosts_speak_plain_http() -> None:
