@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapp
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import aiohttp
 
@@ -365,29 +365,34 @@ class Images:
         async with self._slots:
             if waited and (found := await self._found(registry, plan, tagged)):
                 return found  # another replica pushed it meanwhile
-            with self._log_file(print_.tag) as keep:
+            try:
+                with self._log_file(print_.tag) as keep:
 
-                def both(line: str) -> None:
-                    keep(line)
-                    note(line)
+                    def both(line: str) -> None:
+                        keep(line)
+                        note(line)
 
-                async with self._prepared(snapshot, plan, print_.tag) as (context, scratch):
-                    request = BuildRequest(
-                        image=plan.spec.name,
-                        dockerfile=plan.dockerfile,
-                        context=context,
-                        push=tagged,
-                        references={use.name: self._pinned(use.name, bases[use.name]) for use in plan.bases},
-                        target=plan.spec.target,
-                        args=plan.spec.args,
-                        platforms=plan.platforms,
-                        access=self._access,
-                        credentials=to.credentials,
-                        scratch=scratch,
-                        timeout=self._build_timeout,
-                    )
-                    digest = await self._builder.build(request, both)
-                    failpoint("image.pushed")
+                    async with self._prepared(snapshot, plan, print_.tag) as (context, scratch):
+                        request = BuildRequest(
+                            image=plan.spec.name,
+                            dockerfile=plan.dockerfile,
+                            context=context,
+                            push=tagged,
+                            references={use.name: self._pinned(use.name, bases[use.name]) for use in plan.bases},
+                            target=plan.spec.target,
+                            args=plan.spec.args,
+                            platforms=plan.platforms,
+                            access=self._access,
+                            credentials=to.credentials,
+                            scratch=scratch,
+                            timeout=self._build_timeout,
+                        )
+                        digest = await self._builder.build(request, both)
+                        failpoint("image.pushed")
+            except OSError as error:
+                raise Transient(
+                    f"what it needs cannot be written: {error.strerror}", doing=f"building image {plan.spec.name}"
+                ) from error
         return await self._verified(registry, plan, tagged, digest)
 
     def _pinned(self, name: str, digest: str) -> str:
@@ -447,22 +452,36 @@ class Images:
 
     @contextlib.contextmanager
     def _log_file(self, tag: str) -> Generator[Callable[[str], None]]:
-        folder = self._work / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        old = sorted(folder.glob("gs-*.log"), key=lambda path: path.stat().st_mtime)
-        for path in old[: -_LOGS_KEPT + 1]:
-            path.unlink(missing_ok=True)
-        written = 0
-        with open(folder / f"{tag}.log", "w", encoding="utf-8") as file:
+        """Keeps a build's output as far as there is room: a log is not worth a build."""
+        file, written = self._open_log(tag), 0
 
-            def keep(line: str) -> None:
-                nonlocal written
-                if written < _LOG_BYTES:
-                    written += len(line) + 1
+        def keep(line: str) -> None:
+            nonlocal written
+            if file and written < _LOG_BYTES:
+                written += len(line) + 1
+                try:
                     file.write(line + "\n" if written < _LOG_BYTES else "… (the log is cut here)\n")
                     file.flush()
+                except OSError:
+                    written = _LOG_BYTES
 
+        try:
             yield keep
+        finally:
+            with contextlib.suppress(OSError):
+                if file:
+                    file.close()
+
+    def _open_log(self, tag: str) -> TextIO | None:
+        folder = self._work / "logs"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            old = sorted(folder.glob("gs-*.log"), key=lambda path: path.stat().st_mtime)
+            for path in old[: -_LOGS_KEPT + 1]:
+                path.unlink(missing_ok=True)
+            return open(folder / f"{tag}.log", "w", encoding="utf-8")
+        except OSError:
+            return None
 
 
 # ---------------------------------------------------------------- reading a commit

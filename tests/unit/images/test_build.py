@@ -1,6 +1,7 @@
 """Real builds by buildah, pushed to a real registry that asks for a login."""
 
 import asyncio
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gitsync.errors import BuildFailed, GitsyncError, Invalid, Transient, Waiting
-from gitsync.images import Access, Images, RegistryCredentials
+from gitsync.images import Access, Images, RegistryCredentials, describe
 from gitsync.images.buildah import Buildah
 from gitsync.images.builder import BuildRequest
 from gitsync.model import ImageSpec
@@ -358,6 +359,26 @@ async def test_a_step_that_never_ends_is_the_commits_own_doing(tmp_path: Path) -
         assert caught.value.origin
         assert caught.value.origin.line == 2
         assert processes(word) == []
+
+
+async def test_a_disk_that_is_full_is_never_the_commits_doing(tmp_path: Path) -> None:
+    repo = repository(tmp_path)
+    async with bench(tmp_path, timeout=20) as b:
+        talks = (
+            "RUN i=0; while [ $i -lt 3000 ]; do echo a line that is long enough to fill a pipe with; i=$((i+1)); done"
+        )
+        commit = await repo.commit({"hello/Dockerfile": dockerfile(b, talks)})
+        bases = await b.images.lock(commit, [HELLO], to=b.to)
+        (row,) = await describe(commit, [HELLO], bases=bases)
+        (tmp_path / "work" / "logs").mkdir(parents=True)
+        (tmp_path / "work" / "logs" / f"{row['tag']}.log").symlink_to("/dev/full")
+        assert (await b.ensure(commit, bases=bases)).images[0].built, "a log is not worth a build"
+
+        shutil.rmtree(tmp_path / "work")
+        (tmp_path / "work").write_text("no directory can be made here")
+        with pytest.raises(Transient, match="cannot be written: Not a directory"):
+            await b.ensure(await repo.commit({"hello/a": "a"}))
+        (tmp_path / "work").unlink()
 
 
 async def test_what_a_killed_gitsync_left_in_the_store_is_cleaned_up(tmp_path: Path) -> None:
