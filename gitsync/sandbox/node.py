@@ -250,6 +250,8 @@ class _Container:
     started: bool = False
     image_id: str = ""
     backoff: float = 0.0
+    renewed: bool = False
+    """Its image was changed in place: it runs once more, whatever the restart policy says."""
     up: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once it has started for the first time."""
     stop_signal: str = "TERM"
@@ -298,6 +300,7 @@ class _Pod:
         self._changed = asyncio.Event()
         self._sources = asyncio.Event()
         self._stopping = False
+        self._updates: set[asyncio.Task[None]] = set()
         self._initialized = False
         self._directory = node.directory / "pods" / pod["metadata"]["uid"]
         self._places: dict[str, Path] = {}
@@ -309,7 +312,7 @@ class _Pod:
         self.containers = {
             each["name"]: _Container(copy(each), init)
             for group, init in (("initContainers", True), ("containers", False))
-            for each in spec.get(group, ())
+            for each in many(spec, group)
         }
         for each in self.containers.values():
             if spec.get("initContainers") and not each.init:
@@ -320,6 +323,27 @@ class _Pod:
         self._gone = self._gone or gone
         if gone or pod["metadata"].get("deletionTimestamp"):
             self._changed.set()
+        elif self.address and (pod["metadata"].get("generation") != at(pod, "status").get("observedGeneration")
+                               or any(self.containers[each["name"]].spec["image"] != each["image"]
+                                      for each in _containers(pod))):  # fmt: skip
+            task = asyncio.create_task(self._updated(pod))
+            self._updates.add(task)
+            task.add_done_callback(self._updates.discard)
+
+    async def _updated(self, pod: Json) -> None:
+        """The pod was changed in place: a container of another image is stopped, and ``_keep`` starts it again."""
+        self.publish()
+        for spec in _containers(pod):
+            each = self.containers[spec["name"]]
+            if each.spec["image"] == spec["image"]:
+                continue
+            each.spec, each.backoff = copy(spec), 0
+            if each.running and not self._stopping:
+                each.renewed = True
+                self._tell("Normal", "Killing", f"Container {each.name} definition changed, will be restarted")
+                await self._stop(each, pod["spec"]["terminationGracePeriodSeconds"])
+            else:
+                self._sources.set()  # it may wait to pull the former image once more
 
     def vanished(self) -> None:
         """The pod is gone, and nobody saw how."""
@@ -351,8 +375,9 @@ class _Pod:
             self._stopping = True
             await self._stop_containers()
         finally:
-            life.cancel()
-            await asyncio.gather(life, return_exceptions=True)
+            for task in (life, *self._updates):
+                task.cancel()
+            await asyncio.gather(life, *self._updates, return_exceptions=True)
             await self._clean()
         if not self._gone:
             metadata = self._pod["metadata"]
@@ -473,8 +498,8 @@ class _Pod:
         while not self._stopping:
             if not await self._run_once(each):
                 continue
-            code = each.exit_code
-            if self._stopping or policy == "Never" or (policy == "OnFailure" and code == 0):
+            code, renewed, each.renewed = each.exit_code, each.renewed, False
+            if self._stopping or (not renewed and (policy == "Never" or (policy == "OnFailure" and code == 0))):
                 return
             await self._back_off(each)
             each.restarts += 1
@@ -951,6 +976,10 @@ class _PullFailed(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def _containers(pod: Json) -> list[Json]:
+    return [*many(pod["spec"], "initContainers"), *many(pod["spec"], "containers")]
 
 
 def _names(service: Json) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gitsync.sandbox.engine import find
 from tests.registry import TestRegistry
 from tests.sandbox.conftest import Cluster
 
@@ -160,6 +161,21 @@ async def test_a_liveness_probe_restarts(cluster: Cluster, image: str) -> None:
         "pods", "ill", lambda it: it.get("status", {}).get("containerStatuses", [{}])[0].get("restartCount")
     )
     assert "failed liveness probe, will be restarted" in await cluster.kubectl("describe", "pod", "ill")
+
+
+async def test_another_image_in_place_starts_the_container_again(cluster: Cluster, image: str) -> None:
+    tag = await asyncio.create_subprocess_exec(find(), "tag", image, f"{image}-other")
+    assert await tag.wait() == 0
+    await cluster.apply(pod("renewed", image, "exec sleep 300"))
+    await cluster.until("pods", "renewed", running)
+    body = pod("renewed", f"{image}-other", "exec sleep 300")
+    await cluster.apply(body)
+    found = await cluster.until(
+        "pods", "renewed", lambda it: it["status"]["containerStatuses"][0]["restartCount"] == 1 and running(it)
+    )
+    assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
+    assert found["status"]["containerStatuses"][0]["image"] == f"{image}-other"
+    assert "definition changed, will be restarted" in await cluster.kubectl("describe", "pod", "renewed")
 
 
 async def test_a_startup_probe_holds_the_others_back(cluster: Cluster, image: str) -> None:
