@@ -42,6 +42,8 @@ MARGIN = 60.0
 """Seconds that our own clock waits longer than a controller's or a pod's own deadline."""
 STEADY = 5.0
 """Seconds that a pod must have run where nothing but its start says that it serves (``serving.started``)."""
+SLOW = 5.0
+"""Seconds without a change after which it is told meanwhile, and not only at the deadline, what the pods say."""
 LOG_LIMIT = 2000  # characters of a container's log in a message
 
 #: Groups whose kinds are healthy by existing when they have no status; a custom resource may not have one *yet*.
@@ -106,7 +108,8 @@ async def wait_healthy(
     ``unchanged`` are waited for while they progress (after a restart they may be half way), but never fail the wave.
     ``ours`` are the keys of all the commit's objects. ``deadline``: seconds without progress, where the object itself
     says nothing (``progressDeadlineSeconds``). ``crashes``: restarts of a crashing container that prove something.
-    ``on_health`` hears of each change. ``redact`` is applied to quoted log lines. ``Transient`` if nothing can be read.
+    ``on_health`` hears of each change, and of what keeps pods from being ready once that takes a while. ``redact`` is
+    applied to quoted log lines. ``Transient`` if nothing can be read.
     """
     waiting = [each for each in applied if _may_wait(each)]
     lenient = [ref for ref in unchanged if (ref.group, ref.kind) in WORKLOADS]
@@ -155,6 +158,7 @@ class _Wait:
         self._changed = asyncio.Event()
         self._began = time.monotonic()
         self._health: dict[Key, Health] = {}
+        self._told: dict[Key, Health] = {}
         self._since: dict[Key, float] = {}  # when an object's judgement last changed
         self._started: dict[tuple[str, int], float] = {}  # pods that nothing probes, and when they were seen to run
         self._lowest: float | None = None
@@ -329,9 +333,9 @@ class _Wait:
             if self._health.get(key) != judgement.health:
                 self._health[key] = judgement.health
                 self._since[key] = now
-                self._on_health(judgement.health)
                 if judgement.health.status is HealthStatus.HEALTHY:
                     failpoint("wait.first-ready")
+            self._tell(key, judgement, now)
             if blind:
                 self._since[key] = now
                 pending = True
@@ -349,6 +353,14 @@ class _Wait:
                 return self._outcome(now, verdict, ref, judgement)
             pending = True
         return None if pending else self._outcome(now, Verdict.HEALTHY)
+
+    def _tell(self, key: Key, judgement: Judgement, now: float) -> None:
+        said, why = judgement.health, judgement.explanation.message if judgement.explanation else ""
+        if why and now - self._since[key] > SLOW:
+            said = replace(said, message=": ".join(filter(None, (said.message, why))))
+        if self._told.get(key) != said:
+            self._told[key] = said
+            self._on_health(said)
 
     def _steady(self, key: Key, now: float) -> bool:
         """Whether what runs without a probe has run for a while. By our own clock: a node's may differ."""

@@ -174,6 +174,23 @@ async def test_an_image_that_cannot_be_pulled_is_bad_luck(target: Target, node: 
     assert "registry is away" in outcome.message
 
 
+async def test_what_keeps_the_pods_is_told_long_before_the_deadline(
+    target: Target, node: Node, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SLOW", 0.2)
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image helo"}}
+    node.decide = lambda pod: status_of(pod, ready=False, state=waiting)
+    heard: asyncio.Queue[Health] = asyncio.Queue()
+    applied = await apply_wave(target, [change(target, deployment(namespace))])
+    wait = asyncio.create_task(wait_healthy(target, applied, on_health=heard.put_nowait))
+    async with asyncio.timeout(30):
+        while "ImagePullBackOff: no such image helo" not in (await heard.get()).message:
+            pass
+    assert heard.empty(), "once is enough"
+    assert not wait.done()
+    wait.cancel()
+
+
 async def test_a_commit_is_not_blamed_while_the_old_version_fails_too(
     target: Target, node: Node, namespace: str, cluster: Cluster
 ) -> None:
