@@ -59,6 +59,7 @@ BUILD_LOG = 200  # lines
 MOST_HISTORY = 50
 MOST_KEPT = 10  # deployments whose objects are kept, to go back to
 MOST_QUARANTINED = 20
+LEFT = "a person went back to "  # how the message of what a rollback left begins: nothing has failed there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,19 +327,33 @@ def surviving(inventory: Sequence[InventoryItem], prepared: Prepared) -> tuple[I
 def rollback_target(record: Record, wanted: str, generation: int) -> HistoryEntry:
     """The deployment to go back to: ``wanted`` (a sha or its beginning), or the last one before what is live now.
 
-    ``Invalid`` if its objects are not kept. Without a name, one that was condemned meanwhile is passed over.
+    ``Invalid`` if its objects are not kept, or two begin so. Without a name, one that was condemned after it had served
+    is passed over.
     """
     kept = [entry for entry in record.history if entry.objects]
     now = record.attempt or record.last_good
     sha = wanted.rpartition(":")[2]
-    condemned = {entry.revision.sha for entry in record.quarantine if entry.generation == generation}
+    latest: list[HistoryEntry] = []  # of each revision
     for entry in kept:
-        found = entry.revision.sha
-        if found.startswith(sha) if sha else found not in {now.revision.sha if now else "", *condemned}:
-            return entry
-    names = ", ".join(dict.fromkeys(entry.revision.short for entry in kept)) or "none"
+        if all(entry.revision.sha != each.revision.sha for each in latest):
+            latest.append(entry)
+    if sha:
+        found = [entry for entry in latest if entry.revision.sha.startswith(sha)]
+        problem = f"there is no deployment of {sha} to go back to"
+        if found:
+            problem = f"{sha} is the beginning of more than one revision"
+    else:
+        condemned = {each.revision.sha: each.at for each in record.quarantine if each.generation == generation}
+        earlier = [entry for entry in latest if not now or entry.revision.sha != now.revision.sha]
+        found = [e for e in earlier if e.revision.sha not in condemned or e.finished_at > condemned[e.revision.sha]][:1]
+        problem = "there is no earlier deployment to go back to"
+        if earlier:
+            problem += " that was not refused, or left by a rollback; one of those has to be named"
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(entry.revision.short for entry in latest) or "none"
     raise Invalid(
-        f"there is no deployment of {sha} to go back to" if sha else "there is no earlier deployment to go back to",
+        problem,
         doing="rolling back",
         ref=record.application,
         hint=f"kept are {names}; 'gitsync history' shows them",
@@ -379,7 +394,7 @@ def _left_behind(record: Record, prepared: Prepared) -> Iterable[Quarantined]:
                 generation=prepared.application.generation,
                 revision=state.revision,
                 stage=Stage.ROLLOUT,
-                message=f"a person went back to {prepared.plan.revision}",
+                message=f"{LEFT}{prepared.plan.revision}",
                 at=datetime.now(UTC),
             )
 

@@ -231,7 +231,8 @@ class Delivering:
         metrics.deployed(application.namespace, application.name, "success")
         if run.lowest_ready is not None:
             metrics.lowest_ready(application.namespace, application.name, run.lowest_ready)
-        if revision.committed_at is not None:
+        served = {each.revision.sha for each in record.history if each.outcome in ("Deployed", "RolledBack")}
+        if revision.committed_at is not None and revision.sha not in served:  # else a rollback, or another spec
             metrics.healthy_after_push((now - revision.committed_at).total_seconds())
         text = f"{revision} serves ({summary(prepared.plan)})"
         self._tools.reporter.event(application, "Deployed", text, action="Rollout")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gitsync.application import Application
-from gitsync.attempt import Decision, Memory, handled, merged, remembered
+from gitsync.attempt import LEFT, Decision, Memory, handled, merged, remembered
 from gitsync.cluster.answers import Rejected
 from gitsync.cluster.client import Cluster
 from gitsync.cluster.record import GoodState, Quarantined, Record, Records
@@ -158,7 +158,7 @@ class Ledger:
                     "revision": str(entry.revision),
                     "digest": entry.digest,
                     "stage": entry.stage.value,
-                    "reason": "RolloutFailed" if entry.stage is Stage.ROLLOUT else "Refused",
+                    "reason": _reason(entry),
                     "message": entry.message,
                     "at": timestamp(entry.at),
                 }
@@ -178,3 +178,9 @@ class Ledger:
             return record if inventory == record.inventory else replace(record, inventory=inventory, attempt=attempt)
 
         await self.save(application, memory, stocked)
+
+
+def _reason(entry: Quarantined) -> str:
+    if entry.message.startswith(LEFT):
+        return "RolledBack"
+    return "RolloutFailed" if entry.stage is Stage.ROLLOUT else "Refused"

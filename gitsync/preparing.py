@@ -265,7 +265,7 @@ class Preparing:
         for entry in record.quarantine:
             if entry.digest == digest and entry.generation == application.generation:
                 raise Refused(
-                    f"quarantined, it failed at {entry.stage.value} as {entry.revision}: {entry.message}",
+                    f"quarantined since {entry.stage.value} of {entry.revision}: {entry.message}",
                     doing="deciding about",
                     ref=application.ref,
                     hint=f"push a fix, or 'gitsync sync --retry {application.key}'",

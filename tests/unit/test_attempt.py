@@ -1,7 +1,7 @@
 """What a run decides without asking anybody: Records, plans and inputs go in, new ones come out."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -279,6 +279,27 @@ def test_without_a_name_the_condemned_are_passed_over_and_a_rollout_is_left_for_
     assert rollback_target(replace(now, attempt=rolling), "", 4).revision.sha == "d" * 40
     with pytest.raises(Invalid, match="there is no earlier deployment"):
         rollback_target(record(history=HISTORY[:1], last_good=good("d")), "", 4)
+
+
+def test_what_has_served_since_it_was_condemned_is_good_again() -> None:
+    condemned = replace(entry("x", 4), revision=replace(REVISION, sha="b" * 40))
+    chosen = replace(deployed("b"), outcome="RolledBack", finished_at=condemned.at + timedelta(hours=1))
+    now = record(history=(deployed("d"), chosen, *HISTORY[1:]), last_good=good("d"), quarantine=(condemned,))
+    assert rollback_target(now, "", 4) is chosen
+
+
+def test_a_beginning_that_two_revisions_have_names_neither() -> None:
+    other = replace(deployed("a"), revision=replace(REVISION, sha="a" * 7 + "b" * 33))
+    now = record(history=(other, *HISTORY, deployed("a")), last_good=good("d"))
+    with pytest.raises(Invalid, match="aaa is the beginning of more than one"):
+        rollback_target(now, "aaa", 4)
+    assert rollback_target(now, "aaaaaaaa", 4).revision.sha == "a" * 40, "twice deployed is one revision"
+
+
+def test_who_finds_nothing_to_go_back_to_by_itself_is_told_to_name_one() -> None:
+    condemned = tuple(replace(entry(name, 4), revision=replace(REVISION, sha=name * 40)) for name in "ab")
+    with pytest.raises(Invalid, match="one of those has to be named"):
+        rollback_target(record(history=HISTORY, last_good=good("d"), quarantine=condemned), "", 4)
 
 
 def test_what_a_rollback_leaves_does_not_come_back_by_itself() -> None:

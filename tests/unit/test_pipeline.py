@@ -985,6 +985,25 @@ async def test_going_back_goes_on_after_bad_luck_although_git_names_what_was_lef
     assert await room.data("a") == {"k": "1"}
 
 
+async def test_going_back_is_told_as_that_and_not_as_a_delivery_that_took_days(room: Room) -> None:
+    def lead_times() -> float | None:
+        return room.tools.reporter.metrics.registry.get_sample_value("gitsync_push_to_healthy_seconds_count")
+
+    for number in "12":
+        room.commit({"a": config("a", k=number)})
+        await room.sync()
+    assert lead_times() == 2
+    room.follow(annotations={"rollback": "@now"})
+    await room.sync()
+    assert lead_times() == 2, "an old commit was not pushed just now"
+    assert await room.prepare() is None
+    said = room.tools.reporter.said(room.key)
+    assert said is not None
+    assert said.observation.attempt is not None
+    assert "failed" not in str(said.observation.attempt.error)
+    assert [each["reason"] for each in said.observation.quarantined] == ["RolledBack"]
+
+
 async def test_a_new_commit_overtakes_a_person_who_goes_back(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in "12":
         room.commit({"a": config("a", k=number)})
