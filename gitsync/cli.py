@@ -1,7 +1,8 @@
 """The command line: the only module that prints.
 
 Results go to standard output (``-o json`` is stable, for programs), progress and errors to standard error. Exit codes:
-0 done, 1 it went wrong (the message says what to do), 2 wrong usage, 3 it waits for a person or ran out of time.
+0 done, 1 it went wrong (the message says what to do), 2 wrong usage, 3 it waits for a person or ran out of time. Of
+``diff``, as of kubectl's, 1 means that something would change, so that what went wrong is 2 there.
 Nothing here decides anything about a deployment: the commands write what a person wants into the Application and read
 what came of it, exactly as ``kubectl`` could.
 """
@@ -29,7 +30,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gitsync import __version__
-from gitsync.application import API_GROUP, KIND, VERSION, Application
+from gitsync.application import API_GROUP, KIND, VERSION, Application, not_installed
 from gitsync.errors import GitsyncError, Held, Invalid, Waiting
 from gitsync.model import (
     ANNOTATION_APPROVE,
@@ -42,6 +43,8 @@ from gitsync.model import (
 )
 
 T = TypeVar("T")
+
+SILENCE = 10.0  # seconds after which somebody who waits is told that nothing answers
 
 # What a cluster or a repository says is text: "[web]" is no markup, ":100:" no emoji.
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -160,10 +163,14 @@ def age(stamp: str) -> str:
 
 @contextlib.asynccontextmanager
 async def connected(kubeconfig: Path | None, context: str) -> AsyncGenerator[Any]:
+    from gitsync.cluster.answers import NoKind
     from gitsync.cluster.client import PATIENCE, Cluster  # imports the cluster's client library: only when needed
 
     async with await Cluster.connect(str(kubeconfig or ""), context, allow_plugins=True) as cluster:
-        await cluster.resource(API_GROUP, VERSION, KIND, deadline=PATIENCE)
+        try:
+            await cluster.resource(API_GROUP, VERSION, KIND, deadline=PATIENCE)
+        except NoKind as error:
+            raise not_installed(error) from error
         yield cluster
 
 
@@ -247,28 +254,63 @@ def get(
     run(work())
 
 
-async def follow(cluster: Any, ref: ObjectRef, settled: Callable[[Json], bool], *, timeout: float, quiet: bool) -> Json:
-    """Read the Application until ``settled``, telling each new stage on standard error. ``TimeoutError``."""
-    said = ""
-    async with asyncio.timeout(timeout):
-        with err.status("waiting") if err.is_terminal and not quiet else contextlib.nullcontext() as spinner:
-            while True:
-                obj = await read(cluster, ref)
-                attempt = cast("Json", status_of(obj).get("lastAttempt") or {})
-                told = " ".join(
-                    str(part)
-                    for part in (attempt.get("revision"), attempt.get("stage"), attempt.get("message"))
-                    if part
-                )
-                if told and told != said and not quiet:
-                    said = told
-                    if spinner is not None:
-                        spinner.update(escape(told))
-                    else:
-                        err.print(told)
-                if settled(obj):
-                    return obj
-                await asyncio.sleep(0.5)
+def attempt_of(obj: Json) -> str:
+    """What the latest attempt is at, or came to, in one line; "" if there was none."""
+    attempt = cast("Json", status_of(obj).get("lastAttempt") or {})
+    return " ".join(str(attempt[part]) for part in ("revision", "stage", "message") if attempt.get(part))
+
+
+async def follow(
+    cluster: Any,
+    ref: ObjectRef,
+    settled: Callable[[Json], bool],
+    *,
+    doing: str,
+    timeout: float,
+    quiet: bool,
+    before: Json | None = None,
+) -> Json:
+    """Read the Application until ``settled``, telling each new stage on standard error. ``Waiting`` if it takes longer.
+
+    ``before``: the Application when something was asked of it. What it said then is no answer, and a status that stays
+    as it was for ``SILENCE`` seconds is told: perhaps nobody is there to answer.
+    """
+    said, silent = attempt_of(before or {}), SILENCE
+    began = asyncio.get_running_loop().time()
+    obj = before or {}
+    try:
+        async with asyncio.timeout(timeout):
+            with err.status("waiting") if err.is_terminal and not quiet else contextlib.nullcontext() as spinner:
+                while True:
+                    obj = await read(cluster, ref)
+                    told = attempt_of(obj)
+                    if told and told != said and not quiet:
+                        said = told
+                        if spinner is not None:
+                            spinner.update(escape(told))
+                        else:
+                            err.print(told)
+                    if settled(obj):
+                        return obj
+                    if status_of(obj) != status_of(before or {}):
+                        silent = float("inf")
+                    elif asyncio.get_running_loop().time() - began > silent:
+                        silent = float("inf")
+                        err.print(f"no gitsync has answered for {SILENCE:g} s; does one run, and follow {ref}?")
+                    await asyncio.sleep(0.5)
+    except TimeoutError:
+        last = attempt_of(obj)
+        raise Waiting(
+            f"not done after {timeout:g} s" + (f", the last that was said is: {last}" if last else ""),
+            doing=doing,
+            ref=ref,
+            hint=f"'gitsync get {ref.namespace}/{ref.name}' tells how things are",
+        ) from None
+
+
+def names(given: str, revision: str) -> bool:
+    """Whether what a person gave (``3f2a1b0``, ``main@sha1:3f2a1b0…`` or nothing) names this revision."""
+    return bool(revision) and revision.rsplit(":", 1)[-1].startswith(given.rsplit(":", 1)[-1])
 
 
 def conclude(obj: Json, output: Output) -> None:
@@ -308,8 +350,8 @@ def sync(
         ref, asked = reference(name, namespace), token()
         annotations = {ANNOTATION_REQUESTED_AT: asked} | ({ANNOTATION_RETRY: asked} if retry else {})
         async with connected(kubeconfig, context) as cluster:
-            obj = await read(cluster, ref)
-            if Application.parse(obj).spec.sync.suspend:
+            before = await read(cluster, ref)
+            if Application.parse(before).spec.sync.suspend:
                 raise Invalid("it is suspended", doing="syncing", ref=ref, hint=f"'gitsync resume {name}' first")
             obj = await cluster.patch(ref, {"metadata": {"annotations": annotations}})
             if not wait:
@@ -322,8 +364,10 @@ def sync(
                     status_of(seen).get("lastHandledReconcileAt") == asked
                     and condition(seen, "Reconciling").get("status") == "False"
                 ),
+                doing="syncing",
                 timeout=timeout,
                 quiet=output in (Output.JSON, Output.YAML),
+                before=before,
             )
         conclude(obj, output)
 
@@ -343,7 +387,7 @@ def wait(
     """Wait until a revision serves. Ends with 1 at once if that revision was refused or restored."""
 
     def matches(text: str) -> bool:
-        return bool(text) and text.rsplit(":", 1)[-1].startswith(revision.rsplit(":", 1)[-1])
+        return names(revision, text)
 
     def settled(obj: Json) -> bool:
         status = status_of(obj)
@@ -358,7 +402,9 @@ def wait(
     async def work() -> None:
         async with connected(kubeconfig, context) as cluster:
             ref = reference(name, namespace)
-            obj = await follow(cluster, ref, settled, timeout=timeout, quiet=output in (Output.JSON, Output.YAML))
+            doing = f"waiting for {revision} of" if revision else "waiting for"
+            quiet = output in (Output.JSON, Output.YAML)
+            obj = await follow(cluster, ref, settled, doing=doing, timeout=timeout, quiet=quiet)
         conclude(obj, output)
 
     run(work())
@@ -416,10 +462,15 @@ def approve(
         ref = reference(name, namespace)
         async with connected(kubeconfig, context) as cluster:
             obj = await read(cluster, ref)
-            held = str(cast("Json", status_of(obj).get("lastAttempt") or {}).get("revision", ""))
-            sha = (revision or held).rsplit(":", 1)[-1]
+            attempt = cast("Json", status_of(obj).get("lastAttempt") or {})
+            waits = condition(obj, "Ready").get("reason") == Held.reason
+            sha = (revision or (str(attempt.get("revision", "")) if waits else "")).rsplit(":", 1)[-1]
             if not sha:
-                raise Invalid("nothing waits for approval", doing="approving", ref=ref)
+                hint = f"'gitsync get {name} -o wide' tells how it is; a revision that is still to come has to be named"
+                raise Invalid("nothing waits for approval", doing="approving", ref=ref, hint=hint)
+            if not re.fullmatch("[0-9a-f]{7,64}", sha):
+                hint = "give at least seven digits of its hash"
+                raise Invalid(f"{revision!r} names no commit", doing="approving", ref=ref, hint=hint)
             annotations = {ANNOTATION_APPROVE: sha, ANNOTATION_REQUESTED_AT: token()}
             obj = await cluster.patch(ref, {"metadata": {"annotations": annotations}})
         emit(summary(obj), output, lambda: f"{ref.namespace}/{ref.name}: approved {sha[:12]}")
@@ -446,22 +497,33 @@ def rollback(
         annotations = {ANNOTATION_ROLLBACK: f"{revision}@{asked}", ANNOTATION_REQUESTED_AT: asked}
         async with connected(kubeconfig, context) as cluster:
             before = await read(cluster, ref)
+            former = str(status_of(before).get("revision", ""))
             if Application.parse(before).spec.sync.suspend:
                 raise Invalid("it is suspended", doing="rolling back", ref=ref, hint=f"'gitsync resume {name}' first")
+
+            def arrived(seen: Json) -> bool:
+                now = str(status_of(seen).get("revision", ""))
+                return names(revision, now) if revision else now != former
+
             await cluster.patch(ref, {"metadata": {"annotations": annotations}})
             obj = await follow(
                 cluster,
                 ref,
+                # git is asked right after it: that may be away, which is no longer the rollback's concern
                 lambda seen: (
                     status_of(seen).get("lastHandledReconcileAt") == asked
-                    and condition(seen, "Reconciling").get("status") == "False"
+                    and (condition(seen, "Reconciling").get("status") == "False" or arrived(seen))
                 ),
+                doing="rolling back",
                 timeout=timeout,
                 quiet=output in (Output.JSON, Output.YAML),
+                before=before,
             )
-        row = summary(obj)
-        if row["revision"] == status_of(before).get("revision", ""):
+        row, ready = summary(obj), condition(obj, "Ready")
+        stayed = row["revision"] == former and ready.get("status") != "True" and ready.get("reason") != "Quarantined"
+        if not arrived(obj) or stayed:
             conclude(obj, output)  # it stayed where it was, and says why
+            raise typer.Exit(1)
         emit(row, output, lambda: f"{ref.namespace}/{ref.name}: {row['revision']} serves")
 
     run(work())
@@ -545,17 +607,21 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 @with_settings
 def diff(
     name: Annotated[str, typer.Argument(help="The Application.")],
+    namespace: NamespaceOption = "",
     output: OutputOption = Output.TABLE,
     **settings: Any,
 ) -> None:
-    """Show what the newest commit would change, field by field; nothing is built or written. Exit 1 if anything."""
+    """Show what the newest commit would change, field by field; nothing is built or written.
+
+    Exit code 0: nothing; 1: what is shown; 2 or more: it could not be told.
+    """
 
     async def work() -> Sequence[Json]:
         from gitsync.service import preview
         from gitsync.settings import Settings
 
         loaded = Settings.load(**(settings | {"log_level": settings.get("log_level") or "error"}))
-        planned = await preview(loaded, reference(name, loaded.namespace))
+        planned = await preview(loaded, reference(name, namespace or loaded.namespace))
         rows: list[Json] = [
             {
                 "action": change.action.value,
@@ -584,7 +650,11 @@ def diff(
         emit({"revision": str(planned.revision), "changes": rows}, output, table)
         return rows
 
-    if run(work()):
+    try:
+        changes = run(work())
+    except typer.Exit as ended:
+        raise typer.Exit(2 if ended.exit_code == 1 else ended.exit_code) from None
+    if changes:
         raise typer.Exit(1)
 
 

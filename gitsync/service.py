@@ -20,8 +20,9 @@ from typing import Any
 import orjson
 import structlog
 
-from gitsync.application import KIND, PLURAL, VERSION, Application, crd
+from gitsync.application import KIND, PLURAL, VERSION, Application, crd, not_installed
 from gitsync.attempt import Prepared
+from gitsync.cluster.answers import NoKind
 from gitsync.cluster.cache import Observed, Watcher
 from gitsync.cluster.client import PATIENCE, Cluster
 from gitsync.cluster.lease import Lease
@@ -203,7 +204,10 @@ class Service:
     @contextlib.asynccontextmanager
     async def leading(self) -> AsyncGenerator[None]:
         """Follow every Application and work on it, while the context lasts."""
-        resource = await self.cluster.resource(API_GROUP, VERSION, KIND)
+        try:
+            resource = await self.cluster.resource(API_GROUP, VERSION, KIND)
+        except NoKind as error:
+            raise not_installed(error) from error
         watcher = Watcher(
             self.cluster,
             resource,
@@ -400,6 +404,12 @@ async def run_repository(
     url, local = repository, "://" not in repository and Path(repository).is_dir()  # noqa: ASYNC240 - once, at start
     if local:
         url = Path(repository).resolve().as_uri()  # noqa: ASYNC240
+        if not any((Path(repository) / each).exists() for each in (".git", "HEAD")):
+            hint = "name the directory that holds its .git, or make one: git init -b main, git add, git commit"
+            raise Invalid(f"{repository} is no git repository", doing="looking for the repository", hint=hint)
+    elif ":" not in repository:
+        hint = "name a directory, or the URL of a repository: https://…, ssh://… or user@host:path"
+        raise Invalid(f"there is no directory {repository}", doing="looking for the repository", hint=hint)
     named = name or re.sub(r"[^a-z0-9-]+", "-", url.rstrip("/").rsplit("/", 1)[-1].removesuffix(".git").lower())
     namespace = settings.namespace or "default"
     spec: dict[str, Any] = {"source": {"repository": url, "ref": {"branch": branch}}}
@@ -429,7 +439,10 @@ async def preview(settings: Settings, ref: ObjectRef) -> Plan:
     redactor = Redactor()
     configure(redactor=redactor, format=settings.log_format, level=settings.log_level)
     async with await Cluster.connect(str(settings.kubeconfig or ""), settings.context, allow_plugins=True) as cluster:
-        await cluster.resource(API_GROUP, VERSION, KIND, deadline=PATIENCE)
+        try:
+            await cluster.resource(API_GROUP, VERSION, KIND, deadline=PATIENCE)
+        except NoKind as error:
+            raise not_installed(error) from error
         obj = await cluster.get(ref)
         if obj is None:
             raise Invalid(

@@ -357,7 +357,7 @@ def _by_flag(what: str, policy: GitPolicy, doing: str) -> None:
         raise Refused(
             f"{what} is not allowed: neither side of the transport is proven",
             doing=doing,
-            hint="use https or ssh (for tests and demos: allow insecure transports)",
+            hint="use https or ssh; for a repository of your own machine, --allow-insecure-git",
         )
 
 

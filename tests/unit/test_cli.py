@@ -1,18 +1,25 @@
-"""What the command line prints, of files alone."""
+"""What the command line prints: of files, and of an Application whose service is played by the test."""
 
+import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from gitsync import __version__, service
+from gitsync import __version__, cli, service
+from gitsync.application import Application
 from gitsync.cli import app
 from gitsync.cluster import client
+from gitsync.cluster.client import Cluster
+from gitsync.model import Json, ObjectRef
+from gitsync.sandbox import Sandbox
 
 
 def run(*arguments: str) -> str:
@@ -82,7 +89,7 @@ def test_a_cluster_that_does_not_answer_is_told_soon(
         }
         (tmp_path / "kubeconfig").write_bytes(orjson.dumps(kubeconfig))
         result = CliRunner().invoke(app, [*command.split(), "--kubeconfig", str(tmp_path / "kubeconfig")])
-    assert result.exit_code == 1
+    assert result.exit_code == (2 if command.startswith("diff") else 1)
     assert result.output.startswith("gitsync: while discovering apis/")
     assert "no answer in time" in result.output
 
@@ -110,3 +117,167 @@ def test_a_full_disk_is_one_line(output: str) -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("gitsync: printing the result: No space left on device")
     assert result.stderr.count("\n") == 1
+
+
+class Place:
+    """A cluster with the Application ``default/hello`` in it, which no service follows but ``answer``."""
+
+    REF = ObjectRef(group="gitsync.dev", version="v1alpha1", kind="Application", namespace="default", name="hello")
+
+    def __init__(self, cluster: Cluster, kubeconfig: Path) -> None:
+        self.cluster, self.kubeconfig = cluster, kubeconfig
+
+    async def run(self, *arguments: str) -> Result:
+        command = [*arguments, "--kubeconfig", str(self.kubeconfig)]
+        return await asyncio.wait_for(asyncio.to_thread(CliRunner().invoke, app, command), 60)
+
+    async def say(self, revision: str, **more: Any) -> None:
+        """Write a status: of a healthy Application, but for ``more``: ready, reason, reconciling, attempt, handled."""
+        seen = await self.cluster.get(self.REF)
+        assert seen is not None
+        known = {"observedGeneration": seen["metadata"]["generation"], "lastTransitionTime": "2026-01-02T03:04:05Z"}
+        ready, reason = more.get("ready", "True"), more.get("reason", "ReconciliationSucceeded")
+        verdicts = {"Ready": ready, "Reconciling": more.get("reconciling", "False"), "Stalled": "False"}
+        status: Json = {
+            "conditions": [
+                {"type": kind, "status": value, "reason": reason, "message": reason, **known}
+                for kind, value in verdicts.items()
+            ],
+            "sync": "Synced",
+            "health": "Healthy",
+            "revision": revision,
+        }
+        if attempt := more.get("attempt"):
+            status["lastAttempt"] = {
+                "revision": revision, "stage": "report", "at": known["lastTransitionTime"], "message": attempt,
+            }  # fmt: skip
+        if more.get("handled"):
+            status["lastHandledReconcileAt"] = seen["metadata"]["annotations"]["gitsync.dev/requestedAt"]
+        await self.cluster.patch_status(self.REF, status)
+
+    @contextlib.asynccontextmanager
+    async def answer(self, revision: str, **more: Any) -> AsyncGenerator[None]:
+        """Answer the next request with this status."""
+
+        async def wait() -> None:
+            while "gitsync.dev/requestedAt" not in ((await self.application())["metadata"].get("annotations") or {}):
+                await asyncio.sleep(0.02)
+            await self.say(revision, handled=True, **more)
+
+        task = asyncio.create_task(wait())
+        yield
+        await asyncio.wait_for(task, 30)
+
+    async def application(self) -> Json:
+        seen = await self.cluster.get(self.REF)
+        assert seen is not None
+        return seen
+
+
+OLD, NEW = "main@sha1:" + "a" * 40, "main@sha1:" + "b" * 40
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    kubeconfig = tmp_path / "kubeconfig"
+    async with (
+        Sandbox(engine="none", kubeconfig=kubeconfig),
+        await Cluster.connect(str(kubeconfig)) as cluster,
+    ):
+        obj: Json = {
+            "apiVersion": "gitsync.dev/v1alpha1",
+            "kind": "Application",
+            "metadata": {"name": "hello", "namespace": "default"},
+            "spec": {"source": {"repository": "https://git.example.test/hello.git"}},
+        }
+        assert Application.parse(obj).key == "default/hello"
+        await service.ensure_application(cluster, obj)
+        yield Place(cluster, kubeconfig)
+
+
+@pytest.mark.parametrize(("wanted", "revision", "code"), [("aaaaaaa", OLD, 0), ("", OLD, 0), ("", NEW, 1)])
+async def test_a_rollback_says_once_whether_it_serves(place: Place, wanted: str, revision: str, code: int) -> None:
+    await place.say(NEW)
+    async with place.answer(revision, ready="False", reason="Quarantined" if not code else "RevisionNotFound"):
+        result = await place.run("rollback", "hello", *([wanted] if wanted else []), "-o", "json")
+    assert orjson.loads(result.stdout)["revision"] == revision
+    assert result.exit_code == code
+
+
+async def test_a_rollback_to_what_serves_prints_one_document(place: Place) -> None:
+    await place.say(NEW)
+    async with place.answer(NEW):
+        result = await place.run("rollback", "hello", "bbbbbbb", "-o", "json")
+    assert orjson.loads(result.stdout)["revision"] == NEW
+    assert result.exit_code == 0
+
+
+async def test_a_rollback_that_was_refused_fails_although_all_is_well_again(place: Place) -> None:
+    await place.say(NEW)
+    async with place.answer(NEW):
+        result = await place.run("rollback", "hello", "aaaaaaa")
+    assert result.exit_code == 1
+
+
+async def test_a_rollback_does_not_wait_for_a_git_host_that_is_away(place: Place) -> None:
+    await place.say(NEW)
+    async with place.answer(OLD, ready="False", reason="Unavailable", reconciling="True"):
+        result = await place.run("rollback", "hello", "--timeout", "5")
+    assert (result.exit_code, result.stdout) == (0, f"default/hello: {OLD} serves\n")
+
+
+async def test_what_was_said_before_somebody_asked_is_no_answer(place: Place) -> None:
+    await place.say(OLD, attempt="it failed last week")
+    async with place.answer(NEW, attempt="it serves"):
+        result = await place.run("sync", "hello")
+    assert "it serves" in result.stderr
+    assert "last week" not in result.stderr
+
+
+async def test_who_asks_where_no_gitsync_runs_is_told_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "SILENCE", 0.1)
+    await place.say(OLD, attempt="serves")
+    result = await place.run("sync", "hello", "--timeout", "2")
+    assert "no gitsync has answered for 0.1 s" in result.stderr
+    assert result.stderr.count("no gitsync") == 1
+    assert "while syncing Application/default/hello: not done after 2 s" in result.stderr
+    assert f"the last that was said is: {OLD} report serves" in result.stderr
+    assert result.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason", "answer"),
+    [
+        ((), "ReconciliationSucceeded", "nothing waits for approval"),
+        ((), "ApprovalRequired", "approved bbbbbbbbbbbb"),
+        (("bbbbbb",), "ApprovalRequired", "names no commit"),
+        (("main",), "ApprovalRequired", "names no commit"),
+        (("ccccccc",), "ReconciliationSucceeded", "approved ccccccc"),
+    ],
+)
+async def test_only_what_waits_is_approved(place: Place, arguments: tuple[str, ...], reason: str, answer: str) -> None:
+    await place.say(NEW, reason=reason, attempt="would delete much")
+    result = await place.run("approve", "hello", *arguments)
+    assert answer in result.output
+    approved = "gitsync.dev/approve" in ((await place.application())["metadata"].get("annotations") or {})
+    assert approved is (result.exit_code == 0) is answer.startswith("approved")
+
+
+async def test_a_cluster_that_never_saw_gitsync_is_told_how_to_begin(tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    async with Sandbox(engine="none", kubeconfig=kubeconfig):
+        for command in ("get", "diff hello -n shop"):
+            arguments = [*command.split(), "--kubeconfig", str(kubeconfig)]
+            result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+            assert "gitsync was never installed in this cluster; 'gitsync run REPOSITORY" in result.output
+            assert result.exit_code == (1 if command == "get" else 2)
+
+
+@pytest.mark.parametrize(("name", "answer"), [("nope", "there is no directory"), (".", "is no git repository")])
+def test_a_directory_that_cannot_be_followed_is_told_before_anything_is_made(
+    name: str, answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["run", name, "--name", "a", "--kubeconfig", "none"])
+    assert answer in result.output
+    assert result.exit_code == 1
