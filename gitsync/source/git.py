@@ -134,7 +134,8 @@ class GitSource:
         packs, before = await asyncio.to_thread(_prepare, mirror)
         result = await process.run(
             ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-gc",
-             "--no-recurse-submodules", "--refmap=", "--", remote.location.url, f"+{found.full}:{kept}"],
+             "--no-recurse-submodules", "--update-shallow", "--refmap=", "--",
+             remote.location.url, f"+{found.full}:{kept}"],
             env={**remote.env, "GIT_DIR": str(mirror)},
             cwd=mirror,
             timeout=self._policy.fetch_timeout,
@@ -301,8 +302,8 @@ class GitSource:
             ["merge-base", _checked(old_sha), _checked(new_sha)], env=process.local_env(git_dir), cwd=git_dir
         )
         base = result.stdout.decode().strip()
-        if result.code == 1 and not base:
-            return "unrelated"
+        if result.code == 1 and not base:  # that of a shallow clone was cut somewhere
+            return "unknown" if await asyncio.to_thread((git_dir / "shallow").exists) else "unrelated"
         if result.code:
             return "unknown"
         return "ahead" if base == old_sha else "behind" if base == new_sha else "diverged"

@@ -165,6 +165,29 @@ async def test_rewritten_history_is_fetched_and_recognized(source: GitSource, sh
     assert await source.changed(shop.url, second, rewritten) == ("other.txt",)
 
 
+async def test_a_clone_without_its_history_can_be_followed(source: GitSource, work: Repository, tmp_path: Path) -> None:
+    """As CI checks it out. Where its history was cut says nothing about who descends from whom."""
+
+    def commits(word: str) -> str:
+        for number in range(3):
+            work.write("n.txt", f"{number} {word}\n")
+            work.commit(str(number))
+        return work.git("rev-parse", "HEAD").strip()
+
+    before = commits("before")
+    shallow = Repository(tmp_path / "shallow")
+    work.git("clone", "--quiet", "--depth=1", work.path.as_uri(), str(shallow.path))
+    first = await source.fetch(shallow.path.as_uri(), MAIN)
+    assert first.sha == before
+    assert (await source.snapshot(first)).entry("n.txt") is not None
+    after = commits("after")
+    shallow.git("fetch", "--quiet", "--depth=1", "origin", "main")
+    shallow.git("reset", "--quiet", "--hard", "FETCH_HEAD")
+    second = await source.fetch(shallow.path.as_uri(), MAIN)
+    assert second.sha == after
+    assert await source.relation(shallow.path.as_uri(), first.sha, second.sha) == "unknown"
+
+
 async def test_a_branch_where_a_directory_of_branches_was_does_not_wedge_the_mirror(
     source: GitSource, shop: Shop, tmp_path: Path
 ) -> None:
