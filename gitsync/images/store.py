@@ -7,6 +7,8 @@ memory, so "pushed, but the answer was lost" is simply found the next time.
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import platform as machine
 import posixpath
 import tempfile
@@ -147,6 +149,7 @@ class Images:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Images":
+        await asyncio.to_thread(self._remove_left)
         self._session = aiohttp.ClientSession()
         return self
 
@@ -434,21 +437,38 @@ class Images:
     @contextlib.asynccontextmanager
     async def _prepared(self, snapshot: Snapshot, plan: _Plan, tag: str) -> AsyncGenerator[tuple[Path, Path]]:
         """The context with exactly the files that the fingerprint counts, and a directory for the builder's own use."""
-        home = await asyncio.to_thread(self._make_home, tag)
+        home, lock = await asyncio.to_thread(self._make_home, tag)
         context, scratch = home / "context", home / "scratch"
         try:
             await snapshot.export(plan.spec.context, str(context), only=plan.inputs.context)
             yield context, scratch
         finally:
-            await asyncio.shield(asyncio.to_thread(process.remove, home))
+            try:
+                await asyncio.shield(asyncio.to_thread(process.remove, home))
+            finally:
+                os.close(lock)
 
-    def _make_home(self, tag: str) -> Path:
+    def _make_home(self, tag: str) -> tuple[Path, int]:
+        """A directory, and the descriptor whose lock says that its build lives."""
         (self._work / "builds").mkdir(parents=True, exist_ok=True)
         home = Path(tempfile.mkdtemp(prefix=f"{tag[:11]}-", dir=self._work / "builds"))
         for name in ("context", "scratch"):
             (home / name).mkdir()
             (home / name).chmod(0o755)
-        return home
+        lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        return home, lock
+
+    def _remove_left(self) -> None:
+        """What builds of processes that were killed have left: contexts, and logins."""
+        for home in (self._work / "builds").glob("*"):
+            with contextlib.suppress(OSError, Transient):
+                lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    process.remove(home)
+                finally:
+                    os.close(lock)
 
     @contextlib.contextmanager
     def _log_file(self, tag: str) -> Generator[Callable[[str], None]]:

@@ -396,6 +396,29 @@ async def test_what_a_killed_gitsync_left_in_the_store_is_cleaned_up(tmp_path: P
         assert list(marks.iterdir()) == []
 
 
+async def test_files_of_a_build_that_was_killed_are_removed_and_those_of_a_live_one_are_not(tmp_path: Path) -> None:
+    building, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Buildah):
+        async def build(self, request: BuildRequest, log: Callable[[str], None]) -> str:
+            building.set()
+            await go_on.wait()
+            return await super().build(request, log)
+
+    repo = repository(tmp_path)
+    left = tmp_path / "work" / "builds" / "gs-killed" / "scratch"
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("a login")
+    async with bench(tmp_path, Slow(tmp_path / "store")) as b:
+        assert not left.parent.exists()
+        commit = await repo.commit({"hello/Dockerfile": dockerfile(b, "COPY a /a"), "hello/a": "a"})
+        task = asyncio.create_task(b.ensure(commit))
+        await building.wait()
+        async with Images(Buildah(tmp_path / "store"), tmp_path / "work"):
+            go_on.set()
+            assert (await task).images[0].built
+
+
 async def test_podman_builds_the_same_image(tmp_path: Path) -> None:
     repo = repository(tmp_path)
     async with bench(tmp_path) as b:
