@@ -16,7 +16,7 @@ from typing import Protocol
 from gitsync.errors import BuildFailed, GitsyncError, Invalid, Transient, Waiting
 from gitsync.images.credentials import RegistryCredentials
 from gitsync.images.dockerfile import Dockerfile, Instruction
-from gitsync.images.process import Finished
+from gitsync.images.process import CUT, Finished
 from gitsync.images.reference import Reference, parse_reference
 from gitsync.images.registry import Access
 from gitsync.model import Origin
@@ -237,8 +237,13 @@ def _step(dockerfile: Dockerfile, lines: Sequence[str]) -> Instruction | None:
             number = int(match[1])
             return next((item for item in dockerfile.instructions if item.line <= number <= item.end), None)
         if match := _STEP.match(line):
-            wanted = _squeeze(match[1])
-            return next((item for item in dockerfile.instructions if _squeeze(item.text) == wanted), None)
+            head, cut, tail = match[1].partition(CUT)
+            begins, ends = _squeeze(head), _squeeze(tail)
+            for item in dockerfile.instructions:
+                text = _squeeze(item.text)
+                if text == begins or (cut and text.startswith(begins) and text.endswith(ends)):
+                    return item
+            return None
     return None
 
 

@@ -17,7 +17,8 @@ from gitsync.errors import Transient
 from gitsync.images import reaper
 
 _TAIL = 400  # lines kept in memory to explain a failure
-_LINE = 4096  # characters; the rest of a longer line is dropped
+_LINE = 4096  # bytes; of a longer line the middle is dropped: builders repeat a whole RUN before they say its exit code
+CUT = " … "
 _GRACE = 5.0  # seconds that a step of stopping may take
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 # What a builder may know of our environment. Nothing else: it may hold credentials.
@@ -73,15 +74,20 @@ async def _read(process: asyncio.subprocess.Process, tail: deque[str], log: Call
     partial = b""
     while chunk := await process.stdout.read(65536):
         *lines, partial = (partial + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        partial = partial[:_LINE]
+        partial = _shortened(partial)
         for line in lines:
             _emit(line, tail, log)
     if partial:
         _emit(partial, tail, log)
 
 
+def _shortened(line: bytes) -> bytes:
+    half = (_LINE - len(CUT.encode())) // 2
+    return line if len(line) <= _LINE else line[:half] + CUT.encode() + line[-half:]
+
+
 def _emit(line: bytes, tail: deque[str], log: Callable[[str], None]) -> None:
-    text = _CONTROL.sub("", line[:_LINE].decode("utf-8", "replace")).rstrip()
+    text = _CONTROL.sub("", _shortened(line).decode("utf-8", "replace")).rstrip()
     if text:
         tail.append(text)
         log(text)

@@ -133,6 +133,13 @@ async def test_every_backend_builds_pushes_and_fails_alike(name: str, tmp_path: 
         assert caught.value.origin.line == 3
         assert "it is bad" in caught.value.message
 
+        long = " \\\n".join(f"  && echo {number:060d}" for number in range(100))  # each builder repeats it in its error
+        await repo.commit({"web/Dockerfile": f"FROM {b.base}\nRUN true \\\n{long} && exit 7\n"})
+        with pytest.raises(BuildFailed, match="exit code 7") as caught:
+            await b.ensure(await repo.snapshot(), spec)
+        assert caught.value.origin
+        assert caught.value.origin.line == 2
+
 
 async def test_buildctl_knows_heredocs_links_and_ends_when_cancelled(tmp_path: Path) -> None:
     repo = Repository(tmp_path / "shop")
