@@ -1,7 +1,7 @@
 """Image references in pod templates: found, and pinned to digests; config digests stamped on templates. Pure.
 
-A pod template is recognised by its shape, not by its kind: a mapping with a list ``containers`` of named containers,
-at any depth, so that a custom resource's template is found like a Deployment's.
+A pod template is recognised by its shape, not by its kind: a mapping with a list ``containers`` of what has a name or
+an image, at any depth, so that a custom resource's template is found like a Deployment's (Knative wants no names).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BUILT_IN: Final = frozenset({"", "apps", "batch"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageUse:
-    """One container's image. ``path`` is like ``spec.template.spec.containers[0].image``."""
+    """One container's or volume's image. ``path`` is like ``spec.template.spec.containers[0].image``."""
 
     ref: ObjectRef
     path: str
@@ -32,7 +32,7 @@ class ImageUse:
 
 
 def references(manifests: tuple[Manifest, ...]) -> tuple[ImageUse, ...]:
-    """Every image of every container and init container, in the manifests' order."""
+    """Every image of every container, init container and volume, in the manifests' order."""
     return tuple(
         ImageUse(ref=manifest.ref, path=path, image=image, origin=manifest.at(path))
         for manifest in manifests
@@ -89,7 +89,8 @@ def _is_pod_spec(node: Mapping[str, JsonValue]) -> bool:
     if not isinstance(containers, list) or not containers:
         return False
     return all(
-        isinstance(container, dict) and isinstance(cast("Json", container).get("name"), str)
+        isinstance(container, dict)
+        and any(isinstance(cast("Json", container).get(key), str) for key in ("name", "image"))
         for container in cast("list[JsonValue]", containers)
     )
 
@@ -122,6 +123,11 @@ def _images(obj: Json) -> Iterator[tuple[str, str]]:
             image = container.get("image")
             if isinstance(image, str) and image:
                 yield f"{path}.{place}.image", image
+        volumes = spec.get("volumes")
+        for index, volume in enumerate(cast("list[JsonValue]", volumes) if isinstance(volumes, list) else ()):
+            reference = _mapping(volume, "image").get("reference")
+            if isinstance(reference, str) and reference:
+                yield f"{path}.volumes[{index}].image.reference", reference
 
 
 def _pinned(node: JsonValue, images: Mapping[str, str], *, top: bool = True) -> Any:
@@ -136,12 +142,12 @@ def _pinned(node: JsonValue, images: Mapping[str, str], *, top: bool = True) -> 
             and (new := _pinned(child, images, top=False)) is not child
         }
         if _is_pod_spec(mapping):
-            for name in _LISTS:
+            for name, with_image in ((_LISTS[0], _container), (_LISTS[1], _container), ("volumes", _volume)):
                 listed = changed.get(name, mapping.get(name))
                 if isinstance(listed, list):
-                    containers = [_container(child, images) for child in cast("list[JsonValue]", listed)]
-                    if any(new is not old for new, old in zip(containers, cast("list[Any]", listed), strict=True)):
-                        changed[name] = containers
+                    items = [with_image(child, images) for child in cast("list[JsonValue]", listed)]
+                    if any(new is not old for new, old in zip(items, cast("list[Any]", listed), strict=True)):
+                        changed[name] = items
         return {**mapping, **changed} if changed else mapping
     if isinstance(node, list):
         old = cast("list[JsonValue]", node)
@@ -157,6 +163,14 @@ def _container(node: JsonValue, images: Mapping[str, str]) -> JsonValue:
     image = container.get("image")
     wanted = images.get(image) if isinstance(image, str) else None
     return container if wanted is None or wanted == image else {**container, "image": wanted}
+
+
+def _volume(node: JsonValue, images: Mapping[str, str]) -> JsonValue:
+    image = _mapping(node, "image")
+    reference = image.get("reference")
+    wanted = images.get(reference) if isinstance(reference, str) else None
+    changes = wanted is not None and wanted != reference
+    return {**cast("Json", node), "image": {**image, "reference": wanted}} if changes else node
 
 
 # ---------------------------------------------------------------- config digests

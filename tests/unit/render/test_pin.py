@@ -84,6 +84,28 @@ def test_pinning_replaces_exactly_what_references_finds() -> None:
     assert [use.image for use in references(before.manifests)] == list(wanted), "the input was changed in place"
 
 
+def test_a_volume_can_be_an_image_and_a_custom_container_may_have_no_name() -> None:
+    before = desired(
+        """
+{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: c, image: server}], volumes: [
+  {name: e, emptyDir: {}}, {name: m, image: {reference: model, pullPolicy: IfNotPresent}}]}}
+---
+{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: b},
+ spec: {template: {spec: {containers: [{image: web}]}}}}
+"""
+    )
+    found = references(before.manifests)
+    assert [(use.path, use.image) for use in found] == [
+        ("spec.containers[0].image", "server"),
+        ("spec.volumes[1].image.reference", "model"),
+        ("spec.template.spec.containers[0].image", "web"),
+    ]
+    after = pin(before, {"model": "model@sha256:1", "web": "web@sha256:2"})
+    assert [use.image for use in references(after.manifests)] == ["server", "model@sha256:1", "web@sha256:2"]
+    assert after.manifests[0].object["spec"]["volumes"][1]["image"]["pullPolicy"] == "IfNotPresent"
+    assert after.manifests[0].object["spec"]["containers"] is before.manifests[0].object["spec"]["containers"]
+
+
 def test_what_no_pin_concerns_keeps_its_identity() -> None:
     before = desired(ALL_KINDS)
     after = pin(before, {"two": "2@sha256:0", "one": "one"})
