@@ -59,7 +59,7 @@ from gitsync.render import RenderOptions, pin, references, render, stamp, with_n
 from gitsync.report.reporter import Run
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.ownership import autoscalers
-from gitsync.rollout.target import Key, place_of
+from gitsync.rollout.target import Key, part, place_of
 from gitsync.rollout.target import Target as ClusterTarget
 from gitsync.source import GitCredentials, Ref
 
@@ -159,11 +159,9 @@ class Preparing:
     async def _scopes(self, application: Application, desired: Desired) -> Mapping[tuple[str, str], bool]:
         """Which kinds are namespaced: the server's word, or that of a CustomResourceDefinition of the same commit."""
         scopes = {
-            (str(m.object["spec"].get("group")), str(m.object["spec"]["names"].get("kind"))): (
-                m.object["spec"].get("scope") == "Namespaced"
-            )
+            (str(spec.get("group")), str(part(spec, "names").get("kind"))): spec.get("scope") == "Namespaced"
             for m in desired.manifests
-            if m.ref.kind == "CustomResourceDefinition" and isinstance(m.object.get("spec"), dict)
+            if m.ref.kind == "CustomResourceDefinition" and (spec := part(m.object, "spec"))
         }
         for manifest in desired.manifests:
             kind = (manifest.ref.group, manifest.ref.kind)

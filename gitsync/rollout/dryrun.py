@@ -15,7 +15,7 @@ from gitsync.errors import GitsyncError, Invalid, Waiting
 from gitsync.failpoints import failpoint
 from gitsync.model import Applied, Json, Manifest, ObjectRef
 from gitsync.rollout.ownership import without_replicas
-from gitsync.rollout.target import Key, Place, Target, located, on_each, part, place_of
+from gitsync.rollout.target import Key, Place, Target, located, maps, on_each, part, place_of
 
 RBAC = "rbac.authorization.k8s.io"
 
@@ -139,7 +139,7 @@ class _Coming:
 def _grants(manifest: Manifest, user: str) -> bool:
     if not user or manifest.ref.group != RBAC:
         return False
-    subjects: list[Json] = manifest.object.get("subjects") or []
+    subjects = maps(manifest.object, "subjects")
     names = {f"system:serviceaccount:{subject.get('namespace')}:{subject.get('name')}" for subject in subjects}
     return user in names or any(subject.get("name") == user for subject in subjects)
 
@@ -151,6 +151,6 @@ def _probe(obj: Json) -> Json:
     if obj["kind"] != "Service":
         return renamed
     spec = {key: value for key, value in part(obj, "spec").items() if key not in ("clusterIP", "clusterIPs")}
-    ports: list[Json] = spec.get("ports") or []
-    spec["ports"] = [{key: value for key, value in port.items() if key != "nodePort"} for port in ports]
+    if ports := maps(spec, "ports"):
+        spec["ports"] = [{key: value for key, value in port.items() if key != "nodePort"} for port in ports]
     return renamed | {"spec": spec}

@@ -65,6 +65,13 @@ def part(obj: Json, *path: str) -> Json:
     return cast(Json, value) if isinstance(value, dict) else {}
 
 
+def maps(obj: Json, key: str) -> list[Json]:
+    """The maps in a list of a manifest; what else stands there is the server's to refuse."""
+    value = obj.get(key)
+    items = cast("list[Any]", value) if isinstance(value, list) else []
+    return [cast(Json, item) for item in items if isinstance(item, dict)]
+
+
 def located(error: GitsyncError, manifest: Manifest) -> GitsyncError:
     """The same error, saying where in the repository it comes from."""
     if error.origin is None:

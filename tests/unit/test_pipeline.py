@@ -1212,6 +1212,22 @@ async def rules(room: Room) -> Any:
     return found["rules"]
 
 
+MALFORMED: list[tuple[str, str, Json]] = [
+    ("apiextensions.k8s.io/v1", "CustomResourceDefinition", {"spec": {"group": "b.c", "scope": "Namespaced"}}),
+    ("apiextensions.k8s.io/v1", "CustomResourceDefinition", {"spec": {"group": "b.c", "names": ["a"]}}),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding", {"subjects": ["x"]}),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding", {"subjects": {"kind": "User"}}),
+]
+
+
+@pytest.mark.parametrize(("version", "kind", "rest"), MALFORMED)
+async def test_what_the_server_would_refuse_is_refused_by_it(room: Room, version: str, kind: str, rest: Json) -> None:
+    room.follow(sync={"serviceAccountName": "deployer"})
+    room.commit({"a": {"apiVersion": version, "kind": kind, "metadata": {"name": "a.b.c"}} | rest})
+    assert await room.prepare() is None
+    assert room.refusal
+
+
 async def test_what_a_commit_takes_out_of_a_rule_goes(room: Room) -> None:
     narrow, wide = role(room.namespace, resourceNames=["a"]), role(room.namespace)
     room.commit({"a": config("a"), "role": narrow})
