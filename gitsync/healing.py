@@ -15,7 +15,7 @@ from datetime import datetime
 
 import orjson
 
-from gitsync.application import Application
+from gitsync.application import Application, Counts
 from gitsync.attempt import Fight, Index, Memory, Prepared, decision_of, followed
 from gitsync.cluster.cache import digest_of
 from gitsync.cluster.record import GoodState, Look
@@ -71,7 +71,10 @@ class Healing:
         """The health of what was delivered changed, without anybody deploying anything."""
         application, memory = self._tools.applications(key), self._memories.get(key)
         if application is not None and memory is not None and memory.applying is None and memory.following:
-            self._tools.reporter.observe(application, health=health)
+            said = self._tools.reporter.said(key)
+            counts = said.observation.counts if said else None
+            told = {"counts": {**counts, "unhealthy": self.follower.unhealthy(key)}} if counts else {}
+            self._tools.reporter.observe(application, health=health, **told)
 
     def tell_health(self, application: Application) -> None:
         """As the watches have it now: what changed while something was applied was passed over."""
@@ -311,7 +314,7 @@ class Healing:
                 application,
                 stalled=memory.stalled if stalled and stalled[0] == _FIGHT else stalled,
                 sync=SyncStatus.OUT_OF_SYNC if held or newer else SyncStatus.SYNCED,
-                counts={"objects": len(good.objects), "outOfSync": held, "unhealthy": 0, "held": held},
+                counts=self._counts(application, len(good.objects), differ=0),
                 differs="",
             )
 
@@ -323,6 +326,10 @@ class Healing:
         """How many objects wait for an approval to be deleted, as last said."""
         said = self._tools.reporter.said(application.key)
         return said.observation.counts["held"] if said and said.observation.counts else 0
+
+    def _counts(self, application: Application, objects: int, *, differ: int) -> Counts:
+        held, unhealthy = self._held(application), self.follower.unhealthy(application.key)
+        return {"objects": objects, "outOfSync": differ + held, "unhealthy": unhealthy, "held": held}
 
     def _again(self, application: Application, seconds: float) -> None:
         asyncio.get_running_loop().call_later(seconds + 0.01, self._tools.wake, application.key)
@@ -348,8 +355,7 @@ class Healing:
         if not memory.drifts:
             return
         memory.disturbed = True
-        held = self._held(application)
-        counts = {"objects": len(index.sent), "outOfSync": len(memory.drifts) + held, "unhealthy": 0, "held": held}
+        counts = self._counts(application, len(index.sent), differ=len(memory.drifts))
         differs = "; ".join([*memory.differs.values()][:5])
         self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, counts=counts, differs=differs)
 

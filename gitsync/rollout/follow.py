@@ -20,7 +20,7 @@ import structlog
 from gitsync.cluster.cache import Observed, Watcher
 from gitsync.cluster.client import Cluster
 from gitsync.errors import GitsyncError
-from gitsync.model import LABEL_APPLICATION, Health, Json, ObjectRef, left_alone
+from gitsync.model import LABEL_APPLICATION, Health, HealthStatus, Json, ObjectRef, left_alone
 from gitsync.rollout.health import aggregate, gates, health
 from gitsync.rollout.target import Key
 
@@ -240,6 +240,11 @@ class Follower:
         """The worst of all that was heard; ``None``: nothing yet."""
         heard = self._health.get(owner)
         return aggregate(heard.values()) if heard else None
+
+    def unhealthy(self, owner: str) -> int:
+        """How many objects are not healthy, of all that was heard."""
+        well = (HealthStatus.HEALTHY, HealthStatus.SUSPENDED)
+        return sum(each.status not in well for each in self._health.get(owner, {}).values())
 
     def _heard(self, group: str, kind: str, seen: Observed) -> None:
         key = (group, kind, *seen.key)

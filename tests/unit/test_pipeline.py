@@ -1281,6 +1281,18 @@ async def test_what_somebody_puts_into_a_rule_is_taken_out(room: Room) -> None:
     assert await rules(room) == wanted["rules"]
 
 
+async def test_what_is_not_healthy_any_more_is_counted(room: Room) -> None:
+    room.follow(sync={"selfHeal": "detect"})
+    room.commit({"web": deployment(replicas=0), "a": config("a")})
+    await room.sync()
+    ref = replace(room.ref("web"), group="apps", kind="Deployment")
+    for replicas, status, unhealthy in ((1, HealthStatus.PROGRESSING, 1), (0, HealthStatus.HEALTHY, 0)):
+        await room.cluster.patch(ref, {"spec": {"replicas": replicas}})
+        await until(lambda status=status: room.observation.health.status is status)
+        assert await room.prepare() is None
+        assert (room.observation.counts or {}).get("unhealthy") == unhealthy
+
+
 async def test_what_is_to_be_left_alone_is_not_even_watched(room: Room) -> None:
     room.follow(sync={"selfHeal": "off"})
     room.commit({"a": config("a", k="1")})
