@@ -346,7 +346,7 @@ async def test_what_happens_while_the_server_is_not_seen_counts_for_nothing(
     assert wait._evaluate(now) is None
     wait._watchers[0].stale_since = now
     wait._watchers[0].last_error = Forbidden("no right", doing="watching")
-    assert wait._evaluate(now + watch.MARGIN) is None, "a server that starts knows no rights yet"
+    assert wait._evaluate(now + watch.MARGIN / 2) is None, "a server that starts knows no rights yet"
     with pytest.raises(Forbidden):
         wait._evaluate(now + 2 * watch.MARGIN)
     wait._watchers[0].last_error = None
