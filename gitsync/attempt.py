@@ -317,6 +317,13 @@ def without(record: Record, gone: Collection[Key]) -> Record:
     return replace(record, inventory=tuple(item for item in record.inventory if item.ref.key not in gone))
 
 
+def having_run(record: Record, jobs: Iterable[ObjectRef]) -> Record:
+    """The Record, knowing that these Jobs of the attempt under way have completed."""
+    attempt = record.attempt
+    ran = tuple(sorted({*jobs, *attempt.ran})) if attempt else ()
+    return replace(record, attempt=replace(attempt, ran=ran)) if attempt else record
+
+
 def surviving(inventory: Sequence[InventoryItem], prepared: Prepared) -> tuple[InventoryItem, ...]:
     """Without what is neither wanted, nor alive under its UID as the plan was made: it went, whoever deleted it."""
     wanted = {change.manifest.ref.key for change in prepared.plan.changes}
@@ -418,6 +425,7 @@ def begun(record: Record, prepared: Prepared) -> Record:
         creates=tuple(sorted(creates | set(former.creates if former else ()))),
         replaces=tuple(sorted(replaces | set(former.replaces if former else ()))),
         takes=tuple(sorted(takes | set(former.takes if former else ()))),
+        ran=former.ran if former else (),
         images=prepared.images.images,
         bases=prepared.images.bases,
         started_at=former.started_at if former and resumed else datetime.now(UTC),

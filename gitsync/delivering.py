@@ -22,6 +22,7 @@ from gitsync.attempt import (
     Outcome,
     Prepared,
     handled,
+    having_run,
     held_message,
     merged,
     quarantined,
@@ -43,6 +44,7 @@ from gitsync.model import (
     Health,
     HealthStatus,
     InventoryItem,
+    ObjectRef,
     Revision,
     Stage,
     SyncStatus,
@@ -56,6 +58,7 @@ from gitsync.rollout.apply import apply_wave, wait_gone
 from gitsync.rollout.dryrun import dry_run
 from gitsync.rollout.prune import prune
 from gitsync.rollout.restore import NEVER_DELETED, remove_created, restore, untouched
+from gitsync.rollout.serving import JOB
 from gitsync.rollout.target import Key
 from gitsync.rollout.watch import Verdict, wait_healthy
 
@@ -144,10 +147,14 @@ class Delivering:
         waited = unproven(wave, prepared.live, record.last_good)
         same = [change.manifest.ref for change in wave if change.action is Action.UNCHANGED]
 
+        ended: set[ObjectRef] = set()
+
         def heard(health: Health) -> None:
+            if health.ref and health.ref.key[:2] == JOB and health.status is HealthStatus.HEALTHY:
+                ended.add(health.ref)
             run.tell(": ".join(part for part in (str(health.ref or ""), health.message or health.status.value) if part))
 
-        return await unless_handed_over(
+        outcome = await unless_handed_over(
             handover,
             wait_healthy(
                 target,
@@ -160,6 +167,10 @@ class Delivering:
             ),
             run,
         )
+        last = number + 1 == len(prepared.plan.waves)
+        if ended and (outcome is None or outcome.verdict is Verdict.LUCK or not last):
+            await self._ledger.save(application, memory, lambda now: having_run(now, ended))
+        return outcome
 
     async def _make_room(self, prepared: Prepared, memory: Memory, holders: Sequence[InventoryItem], run: Run) -> None:
         """What holds something that the wave needs, and only one can have, goes first: that was accepted."""

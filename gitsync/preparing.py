@@ -292,14 +292,18 @@ class Preparing:
             raise error.refusal() from error
         owners = {owner_of(live[m.ref.key]) for m in desired.manifests if m.ref.key in live}
         scalers = await autoscalers(self._tools.cluster, desired.manifests, impersonate=target.impersonate)
-        good = record.last_good
+        good, attempt = record.last_good, record.attempt
+        ran = {ref.key for ref in attempt.ran} if attempt else frozenset[Key]()
         planned = plan(
             desired,
             live,
             record.inventory,
             owner=application.key,
-            previous={ObjectRef.of(obj).key: obj for obj in good.objects} if good else {},
-            begun={ObjectRef.of(obj).key: obj for obj in record.attempt.objects} if record.attempt else {},
+            previous={
+                **({ObjectRef.of(obj).key: obj for obj in good.objects} if good else {}),
+                **{m.ref.key: m.object for m in desired.manifests if m.ref.key in ran},
+            },
+            begun={ObjectRef.of(obj).key: obj for obj in attempt.objects} if attempt else {},
             autoscalers=scalers,
             options=PlanOptions(
                 prune=application.spec.sync.prune,

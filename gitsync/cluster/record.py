@@ -89,7 +89,8 @@ class Attempt:
     step being taken and ``wave`` the wave, from 0. ``creates`` are the objects that did not exist when it was planned:
     only these may a restore remove again. ``replaces`` are those whose interruption was accepted; ``takes`` those of
     ``creates`` that took over what an object before them held. One that overtook an unfinished attempt answers for what
-    that one had created and changed, too.
+    that one had created and changed, too. ``ran`` are the Jobs that were seen to complete: none runs again, although it
+    is cleaned away before the attempt has ended.
     """
 
     revision: Revision
@@ -100,6 +101,7 @@ class Attempt:
     creates: tuple[ObjectRef, ...] = ()
     replaces: tuple[ObjectRef, ...] = ()
     takes: tuple[ObjectRef, ...] = ()
+    ran: tuple[ObjectRef, ...] = ()
     images: tuple[Image, ...] = ()
     bases: Mapping[str, str] = field(default_factory=_empty)
     started_at: datetime
@@ -155,7 +157,7 @@ class Record:
     quarantine: tuple[Quarantined, ...] = ()
     history: tuple[HistoryEntry, ...] = ()  # newest first
     bases: Mapping[str, str] = field(default_factory=_empty)  # locked base images: name → digest
-    approvals: tuple[str, ...] = ()  # revisions (sha) whose held deletions were approved
+    approvals: tuple[str, ...] = ()  # marks of the requests that were answered (``attempt.answered``)
     seed: str = ""  # keys the digests of configuration on pod templates: whoever reads those must not guess a Secret
     stored: Stored = Stored()
 

@@ -38,6 +38,7 @@ from gitsync.rollout.follow import Drift
 from gitsync.scheduler import Scheduler
 from gitsync.source import GitPolicy, GitSource
 from tests.unit.cluster.conftest import cluster, namespace
+from tests.unit.rollout.conftest import body
 from tests.unit.source.conftest import Repository, work
 
 __all__ = ["cluster", "namespace", "work"]
@@ -832,6 +833,36 @@ async def test_what_the_record_does_not_tell_is_looked_at_after_a_restart(room: 
     await room.edit("a", k="2")
     await room.sync()
     assert await room.data("a") == {"k": "1"}
+
+
+async def test_a_job_that_has_run_does_not_run_again_although_the_rest_had_bad_luck(room: Room) -> None:
+    room.commit({"job": endless(), "web": deployment(progressDeadlineSeconds=1)})
+    told: list[str] = []
+
+    def heard(_: str) -> None:
+        told.append(attempt.message if (attempt := room.observation.attempt) else "")
+
+    room.tools.reporter.listen(heard)
+    handover = Handover()
+    rolling = asyncio.create_task(room.apply(await room.plan(), handover))
+    jobs, pods = [await room.cluster.resource(*kind) for kind in (("batch", "v1", "Job"), ("", "v1", "Pod"))]
+    selector = "batch.kubernetes.io/job-name"
+    async with asyncio.timeout(30):
+        while not (made := (await room.cluster.list(pods, namespace=room.namespace, label_selector=selector)).items):
+            await asyncio.sleep(0.005)
+        ended = body(ObjectRef.of(made[0]), status={"phase": "Succeeded"})
+        await room.cluster.apply(ended, subresource="status", manager="node")
+    await until(lambda: any(text.startswith("Job/") and text.endswith("Healthy") for text in told))
+    handover.request()
+    await rolling
+    (job,) = (await room.cluster.list(jobs, namespace=room.namespace)).items
+    await room.cluster.delete(ObjectRef.of(job), job["metadata"]["uid"])
+    async with asyncio.timeout(30):
+        while await room.cluster.get(ObjectRef.of(job)):
+            await asyncio.sleep(0.005)
+    await room.restart()
+    again = await room.plan()
+    assert [each.action for each in again.plan.changes if each.manifest.ref.kind == "Job"] == [Action.UNCHANGED]
 
 
 async def test_who_takes_over_waits_until_the_other_has_gone(room: Room) -> None:
