@@ -313,6 +313,11 @@ def names(given: str, revision: str) -> bool:
     return bool(revision) and revision.rsplit(":", 1)[-1].startswith(given.rsplit(":", 1)[-1])
 
 
+def left(obj: Json) -> list[Any]:
+    """What rollbacks have left, as far as the status says."""
+    return [each for each in status_of(obj).get("quarantined") or [] if each.get("reason") == "RolledBack"]
+
+
 def conclude(obj: Json, output: Output) -> None:
     """Print how it ended; exit 0 only for a healthy one."""
     row = summary(obj)
@@ -503,7 +508,7 @@ def rollback(
 
             def arrived(seen: Json) -> bool:
                 now = str(status_of(seen).get("revision", ""))
-                return names(revision, now) if revision else now != former
+                return names(revision, now) if revision else now != former or left(seen) != left(before)
 
             await cluster.patch(ref, {"metadata": {"annotations": annotations}})
             obj = await follow(
@@ -520,8 +525,10 @@ def rollback(
                 before=before,
             )
         row, ready = summary(obj), condition(obj, "Ready")
-        stayed = row["revision"] == former and ready.get("status") != "True" and ready.get("reason") != "Quarantined"
-        if not arrived(obj) or stayed:
+        # Of what is newer in git, or of git itself, a rollback cannot be asked.
+        newer = ready.get("reason") == "Quarantined" or row["lastAttempt"].get("stage") == "source"
+        well = ready.get("status") == "True" or (newer and ready.get("reason") != "RevisionNotFound")
+        if not arrived(obj) or (row["revision"] == former and not well):
             conclude(obj, output)  # it stayed where it was, and says why
             raise typer.Exit(1)
         emit(row, output, lambda: f"{ref.namespace}/{ref.name}: {row['revision']} serves")

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GITSYNC_", frozen=True, extra="forbid")
 
     # the cluster
-    kubeconfig: Path | None = Field(None, description="kubeconfig file; default: in-cluster, then KUBECONFIG, ~/.kube")
+    kubeconfig: Path | None = Field(None, description="kubeconfig file; default: KUBECONFIG, ~/.kube, in-cluster")
     context: str = Field("", description="context of the kubeconfig; default: its current one")
     namespace: str = Field("", description="follow Applications of this namespace only; default: of all namespaces")
     application: str = Field("", description="follow one Application, 'namespace/name', only")

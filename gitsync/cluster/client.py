@@ -207,7 +207,7 @@ async def _configuration(places: str, context: str, allow_plugins: bool) -> _Rea
         raise Invalid(
             f"the kubeconfig's user authenticates with a plugin ({plugin}), which would run a program",
             doing="reading the kubeconfig",
-            hint="allow plugins, or use a token or a certificate",
+            hint="allow it with --allow-exec-credentials, or use a token or a certificate",
         )
     if plugin == "exec" and user is not None:
         _note_credentials(user.value, await kube_config.ExecProvider(user["exec"]).run())

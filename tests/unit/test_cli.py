@@ -132,7 +132,7 @@ class Place:
         return await asyncio.wait_for(asyncio.to_thread(CliRunner().invoke, app, command), 60)
 
     async def say(self, revision: str, **more: Any) -> None:
-        """Write a status: of a healthy Application, but for ``more``: ready, reason, reconciling, attempt, handled."""
+        """Write a status: of a healthy Application, but for ``more``: ready, reason, attempt, …."""
         seen = await self.cluster.get(self.REF)
         assert seen is not None
         known = {"observedGeneration": seen["metadata"]["generation"], "lastTransitionTime": "2026-01-02T03:04:05Z"}
@@ -148,9 +148,11 @@ class Place:
             "revision": revision,
         }
         if attempt := more.get("attempt"):
-            status["lastAttempt"] = {
-                "revision": revision, "stage": "report", "at": known["lastTransitionTime"], "message": attempt,
-            }  # fmt: skip
+            at, stage = known["lastTransitionTime"], more.get("stage", "report")
+            status["lastAttempt"] = {"revision": revision, "stage": stage, "at": at, "message": attempt}
+        if left := more.get("left"):
+            why = {"reason": "RolledBack", "message": "a person went back", "at": known["lastTransitionTime"]}
+            status["quarantined"] = [{"revision": left, "digest": "d", "stage": "rollout", **why}]
         if more.get("handled"):
             status["lastHandledReconcileAt"] = seen["metadata"]["annotations"]["gitsync.dev/requestedAt"]
         await self.cluster.patch_status(self.REF, status)
@@ -201,6 +203,26 @@ async def test_a_rollback_says_once_whether_it_serves(place: Place, wanted: str,
     async with place.answer(revision, ready="False", reason="Quarantined" if not code else "RevisionNotFound"):
         result = await place.run("rollback", "hello", *([wanted] if wanted else []), "-o", "json")
     assert orjson.loads(result.stdout)["revision"] == revision
+    assert result.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("reason", "stage", "left", "code"),
+    [
+        ("Quarantined", "images", True, 0),
+        ("Unavailable", "source", True, 0),
+        ("RolloutFailed", "rollout", True, 1),
+        ("Quarantined", "images", False, 1),
+        ("RevisionNotFound", "source", False, 1),
+    ],
+)
+async def test_a_rollback_of_what_was_under_way_serves_what_served_before(
+    place: Place, reason: str, stage: str, left: bool, code: int
+) -> None:
+    await place.say(OLD, reconciling="True")
+    async with place.answer(OLD, ready="False", reason=reason, stage=stage, left=NEW if left else "", attempt="x"):
+        result = await place.run("rollback", "hello", "-o", "json")
+    assert orjson.loads(result.stdout)["revision"] == OLD
     assert result.exit_code == code
 
 
