@@ -131,7 +131,7 @@ class Preparing:
         pair = revision.repository, good.revision.sha, revision.sha
         relation = await self._tools.source.relation(*pair)
         if relation == "unknown":  # the cache is new, and the branch no longer leads to it: hosts keep it for a while
-            with contextlib.suppress(GitsyncError):
+            with contextlib.suppress(Invalid):  # some for no time at all
                 credentials = await self.git_credentials(application)
                 await self._tools.source.fetch(pair[0], Ref(commit=good.revision.sha), credentials)
                 relation = await self._tools.source.relation(*pair)

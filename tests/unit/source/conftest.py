@@ -85,7 +85,7 @@ def host(tmp_path: Path) -> Iterator[GitHost]:
 
 @pytest.fixture
 def policy() -> GitPolicy:
-    return GitPolicy(allow_insecure_transports=True, fetch_timeout=30, poll_timeout=30, low_speed_seconds=1)
+    return GitPolicy(allow_insecure_transports=True, fetch_timeout=30, poll_timeout=30, low_speed_seconds=4)
 
 
 @pytest.fixture
