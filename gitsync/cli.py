@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import io
 import os
 import re
 import secrets
@@ -49,8 +50,6 @@ SILENCE = 10.0  # seconds after which somebody who waits is told that nothing an
 # What a cluster or a repository says is text: "[web]" is no markup, ":100:" no emoji.
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-if not out.is_terminal:
-    out.width = 10_000  # a table for grep and awk: a line a row, no word broken
 
 app = typer.Typer(
     name="gitsync",
@@ -110,7 +109,8 @@ def emit(value: Any, output: Output, table: Callable[[], Table | str] | None = N
             out.print(dump(value), end="")
         else:
             assert table is not None
-            out.print(table())
+            made = table()
+            out.print(lines_of(made) if isinstance(made, Table) else made)
         sys.stdout.flush()
     except BrokenPipeError:
         raise  # whoever read it has seen enough
@@ -119,8 +119,15 @@ def emit(value: Any, output: Output, table: Callable[[], Table | str] | None = N
         fail(f"printing the result: {error.strerror}; give the output a place that takes it")
 
 
+def lines_of(table: Table) -> str:
+    """A line a row, as kubectl prints them: for grep and awk, and so that a narrow terminal leaves nothing out."""
+    text = io.StringIO()
+    Console(file=text, width=10_000, color_system=None, markup=False, emoji=False, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
 def columns(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False)
     for name in names:
         table.add_column(name, overflow="fold", no_wrap=name not in ("MESSAGE", "CHANGE"))
     return table
@@ -238,16 +245,18 @@ def get(
                     "No Applications here; 'gitsync run REPOSITORY' or 'kubectl apply' makes one, -A looks everywhere."
                 )
             wide = output is Output.WIDE or bool(name)
+            below = bool(name) and out.is_terminal  # a person reads it there, and a build's last lines are many
             heads = ["NAMESPACE", "NAME", "SYNC", "HEALTH", "READY", "REVISION", "AGE"]
-            shown = columns(*heads, *(["REPOSITORY", "MESSAGE"] if wide else []))
+            shown = columns(*heads, *(["REPOSITORY"] if wide else []), *(["MESSAGE"] if wide and not below else []))
             for obj in found:
                 row = summary(obj)
                 revision = re.sub(r"sha1:([0-9a-f]{12})[0-9a-f]*", r"sha1:\1", row["revision"])
                 cells = [row["namespace"], row["name"], row["sync"], row["health"], row["ready"], revision]
                 cells.append(age(obj["metadata"].get("creationTimestamp", "")))
-                cells += [obj["spec"]["source"]["repository"], row["message"]] if wide else []
+                cells += [obj["spec"]["source"]["repository"]] if wide else []
+                cells += [row["message"]] if wide and not below else []
                 shown.add_row(*cells)
-            return shown
+            return "\n".join([lines_of(shown), *(summary(obj)["message"] for obj in found)]) if below else shown
 
         emit(found[0] if name else found, output, table)
 
@@ -313,9 +322,10 @@ def names(given: str, revision: str) -> bool:
     return bool(revision) and revision.rsplit(":", 1)[-1].startswith(given.rsplit(":", 1)[-1])
 
 
-def left(obj: Json) -> list[Any]:
+def left(obj: Json) -> list[Json]:
     """What rollbacks have left, as far as the status says."""
-    return [each for each in status_of(obj).get("quarantined") or [] if each.get("reason") == "RolledBack"]
+    entries: list[Json] = status_of(obj).get("quarantined") or []
+    return [each for each in entries if each.get("reason") == "RolledBack"]
 
 
 def conclude(obj: Json, output: Output) -> None:

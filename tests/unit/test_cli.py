@@ -2,9 +2,14 @@
 
 import asyncio
 import contextlib
+import fcntl
+import os
+import pty
 import socket
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +72,33 @@ def test_a_table_that_is_not_read_on_a_terminal_breaks_no_word(tmp_path: Path) -
         name in line and "the pod failed" in line
         for line in run("health", str(tmp_path / "a.json"), "-o", "wide").splitlines()
     )
+
+
+def on_terminal(*arguments: str, columns: int = 80) -> str:
+    """What a person sees who has a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "gitsync", *arguments]
+    environment = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # the end, on Linux
+            while part := os.read(ours, 1 << 16):
+                said += part
+        os.close(ours)
+        assert process.wait(30) == 0, said
+    return said.decode().replace("\r\n", "\n")
+
+
+def test_a_narrow_terminal_loses_no_column(tmp_path: Path) -> None:
+    name = "a-name-that-is-long-" + "x" * 40
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "status": {"phase": "Failed"}}
+    (tmp_path / "a.json").write_bytes(orjson.dumps(pod))
+    head, row = on_terminal("health", str(tmp_path / "a.json"), "-o", "table", columns=40).splitlines()
+    assert head.split() == ["KIND", "NAMESPACE", "NAME", "STATUS", "MESSAGE"]
+    assert row.startswith("Pod ")
+    assert f" {name}  Degraded  the pod failed" in row
 
 
 @pytest.mark.parametrize(
@@ -140,7 +172,7 @@ class Place:
         verdicts = {"Ready": ready, "Reconciling": more.get("reconciling", "False"), "Stalled": "False"}
         status: Json = {
             "conditions": [
-                {"type": kind, "status": value, "reason": reason, "message": reason, **known}
+                {"type": kind, "status": value, "reason": reason.split()[0], "message": reason, **known}
                 for kind, value in verdicts.items()
             ],
             "sync": "Synced",
@@ -246,6 +278,16 @@ async def test_a_rollback_does_not_wait_for_a_git_host_that_is_away(place: Place
     async with place.answer(OLD, ready="False", reason="Unavailable", reconciling="True"):
         result = await place.run("rollback", "hello", "--timeout", "5")
     assert (result.exit_code, result.stdout) == (0, f"default/hello: {OLD} serves\n")
+
+
+async def test_why_an_application_is_not_ready_can_be_read_on_a_terminal(place: Place) -> None:
+    reason = "while building image hello: COPY failed;\n  STEP 1\n  no such file"
+    await place.say(OLD, ready="False", reason=reason)
+    said = await asyncio.to_thread(on_terminal, "get", "hello", "--kubeconfig", str(place.kubeconfig))
+    head, row, *message = said.splitlines()
+    assert head.split()[:5] == ["NAMESPACE", "NAME", "SYNC", "HEALTH", "READY"]
+    assert row.split()[:6] == ["default", "hello", "Synced", "Healthy", "False", "main@sha1:" + "a" * 12]
+    assert message == reason.splitlines()
 
 
 async def test_what_was_said_before_somebody_asked_is_no_answer(place: Place) -> None:
