@@ -478,7 +478,8 @@ def approve(
         async with connected(kubeconfig, context) as cluster:
             obj = await read(cluster, ref)
             attempt = cast("Json", status_of(obj).get("lastAttempt") or {})
-            waits = condition(obj, "Ready").get("reason") == Held.reason
+            held = cast("Json", status_of(obj).get("counts") or {}).get("held")  # stays while something else is told
+            waits = held or condition(obj, "Ready").get("reason") == Held.reason
             sha = (revision or (str(attempt.get("revision", "")) if waits else "")).rsplit(":", 1)[-1]
             if not sha:
                 hint = f"'gitsync get {name} -o wide' tells how it is; a revision that is still to come has to be named"

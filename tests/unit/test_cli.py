@@ -182,6 +182,7 @@ class Place:
         if attempt := more.get("attempt"):
             at, stage = known["lastTransitionTime"], more.get("stage", "report")
             status["lastAttempt"] = {"revision": revision, "stage": stage, "at": at, "message": attempt}
+        status["counts"] = {"objects": 1, "outOfSync": 0, "unhealthy": 0, "held": more.get("held", 0)}
         if left := more.get("left"):
             why = {"reason": "RolledBack", "message": "a person went back", "at": known["lastTransitionTime"]}
             status["quarantined"] = [{"revision": left, "digest": "d", "stage": "rollout", **why}]
@@ -325,6 +326,11 @@ async def test_only_what_waits_is_approved(place: Place, arguments: tuple[str, .
     assert answer in result.output
     approved = "gitsync.dev/approve" in ((await place.application())["metadata"].get("annotations") or {})
     assert approved is (result.exit_code == 0) is answer.startswith("approved")
+
+
+async def test_what_waits_is_approved_while_a_repair_is_told(place: Place) -> None:
+    await place.say(NEW, ready="Unknown", reason="Progressing", reconciling="True", attempt="putting back", held=1)
+    assert "approved bbbbbbbbbbbb" in (await place.run("approve", "hello")).stdout
 
 
 async def test_a_cluster_that_never_saw_gitsync_is_told_how_to_begin(tmp_path: Path) -> None:
