@@ -24,6 +24,7 @@ from gitsync.cluster.record import Attempt, GoodState, HistoryEntry, Quarantined
 from gitsync.errors import GitsyncError, Invalid
 from gitsync.model import (
     ANNOTATION_APPROVE,
+    ANNOTATION_REFRESH,
     ANNOTATION_REQUESTED_AT,
     ANNOTATION_RETRY,
     Action,
@@ -70,11 +71,12 @@ class Decision:
     generation: int
     approved: str = ""
     retried: str = ""
+    refreshed: str = ""
 
     @property
     def mark(self) -> str:
         """Under what else than the commit it was decided. Another gitsync may make something else of the same."""
-        return " ".join((__version__, str(self.generation), self.approved, self.retried))
+        return " ".join((__version__, str(self.generation), self.approved, self.retried, self.refreshed))
 
     def delivered(self, good: GoodState) -> bool:
         """Whether this is what serves already, with nothing left to do."""
@@ -223,6 +225,7 @@ def decision_of(application: Application, revision: Revision) -> Decision:
         generation=application.generation,
         approved=application.annotations.get(ANNOTATION_APPROVE, ""),
         retried=application.annotations.get(ANNOTATION_RETRY, ""),
+        refreshed=application.annotations.get(ANNOTATION_REFRESH, ""),
     )
 
 
@@ -447,7 +450,7 @@ def begun(record: Record, prepared: Prepared) -> Record:
 
 
 def answered(record: Record, mark: str) -> tuple[str, ...]:
-    """``approvals`` with this request in it (``rollback:<token>``, ``retry:<token>``).
+    """``approvals`` with this request in it (``rollback:<token>``, ``retry:<token>``, ``refresh:<token>``).
 
     An annotation holds one request, so the latest of each kind is all that can be met again; it is never let go.
     """

@@ -35,6 +35,7 @@ from gitsync.application import API_GROUP, KIND, VERSION, Application, not_insta
 from gitsync.errors import GitsyncError, Held, Invalid, Waiting
 from gitsync.model import (
     ANNOTATION_APPROVE,
+    ANNOTATION_REFRESH,
     ANNOTATION_REQUESTED_AT,
     ANNOTATION_RETRY,
     ANNOTATION_ROLLBACK,
@@ -353,6 +354,9 @@ def sync(
     name: Annotated[str, typer.Argument(help="The Application.")],
     namespace: NamespaceOption = "",
     retry: Annotated[bool, typer.Option("--retry", help="Try a quarantined revision again.")] = False,
+    refresh: Annotated[
+        bool, typer.Option("--refresh-bases", help="Build on what the tags of the base images name by now.")
+    ] = False,
     wait: Annotated[bool, typer.Option(help="Follow it until it serves or failed.")] = True,
     timeout: TimeoutOption = 900,
     output: OutputOption = Output.TABLE,
@@ -363,7 +367,9 @@ def sync(
 
     async def work() -> None:
         ref, asked = reference(name, namespace), token()
-        annotations = {ANNOTATION_REQUESTED_AT: asked} | ({ANNOTATION_RETRY: asked} if retry else {})
+        annotations = {ANNOTATION_REQUESTED_AT: asked}
+        annotations |= {ANNOTATION_RETRY: asked} if retry else {}
+        annotations |= {ANNOTATION_REFRESH: asked} if refresh else {}
         async with connected(kubeconfig, context) as cluster:
             before = await read(cluster, ref)
             if Application.parse(before).spec.sync.suspend:

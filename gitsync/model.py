@@ -27,6 +27,7 @@ ANNOTATION_PRUNE = "gitsync.dev/prune"  # "disabled": never deleted by us
 ANNOTATION_RECONCILE = "gitsync.dev/reconcile"  # "disabled": applied once, then left alone
 ANNOTATION_REQUESTED_AT = "gitsync.dev/requestedAt"
 ANNOTATION_RETRY = "gitsync.dev/retry"  # a value not seen before releases the quarantine
+ANNOTATION_REFRESH = "gitsync.dev/refresh-bases"  # a value not seen before resolves the tags of base images anew
 ANNOTATION_ROLLBACK = "gitsync.dev/rollback"  # "[revision]@token": a token not seen before puts that revision back
 ANNOTATION_APPROVE = "gitsync.dev/approve"  # value: the revision whose held deletions are approved
 ANNOTATION_REVISION = "gitsync.dev/revision"  # on pod templates: main@sha1:<sha> of the last change to it

@@ -114,15 +114,23 @@ class Preparing:
         return {key: b64decode(value) for key, value in data.items()}
 
     async def release(self, application: Application, memory: Memory, record: Record, decision: Decision) -> Record:
-        """``gitsync sync --retry`` empties the quarantine, once: the Record remembers that it did."""
-        mark = f"retry:{decision.retried}"
-        if not decision.retried or mark in record.approvals:
-            return record
-        return await self._ledger.save(
-            application,
-            memory,
-            lambda now: replace(now, quarantine=(), approvals=answered(now, mark)),
-        )
+        """``gitsync sync --retry`` empties the quarantine, ``--refresh-bases`` unlocks the base images; each once: the
+        Record remembers that it did."""
+
+        def asked(kind: str, value: str) -> str:
+            mark = f"{kind}:{value}"
+            return mark if value and mark not in record.approvals else ""
+
+        retry, refresh = asked("retry", decision.retried), asked("refresh", decision.refreshed)
+
+        def released(now: Record) -> Record:
+            if retry:
+                now = replace(now, quarantine=(), approvals=answered(now, retry))
+            if refresh:
+                now = replace(now, bases={}, approvals=answered(now, refresh))
+            return now
+
+        return await self._ledger.save(application, memory, released) if retry or refresh else record
 
     async def check_history(self, application: Application, record: Record, revision: Revision) -> None:
         good = record.last_good

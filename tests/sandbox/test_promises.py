@@ -152,6 +152,14 @@ async def test_the_same_input_is_built_once(project: Project) -> None:
             await project.serves(second)
             assert set((await project.pods()).values()) == {image}
             assert project.pushes() == 1
+            await project.annotate(**{"refresh-bases": "please"})  # until somebody asks for it
+            async with asyncio.timeout(60):
+                while project.pushes() == 1 or image in (await project.pods()).values():
+                    await asyncio.sleep(0.1)
+            newer = set((await project.pods()).values())
+            await project.serves(project.commit({"manifests/a.yaml": config_map("a", k="w")}))
+            assert set((await project.pods()).values()) == newer
+            assert project.pushes() == 2
     finally:
         await project.registry.push_image("base", "1")
 
