@@ -24,6 +24,7 @@ LABEL_APPLICATION = "gitsync.dev/application"  # value: the Application's name
 LABEL_NAMESPACE = "gitsync.dev/application-namespace"
 ANNOTATION_WAVE = "gitsync.dev/sync-wave"
 ANNOTATION_PRUNE = "gitsync.dev/prune"  # "disabled": never deleted by us
+ANNOTATION_HELM_POLICY = "helm.sh/resource-policy"  # "keep": as helm, we let it stay, and it is nobody's then
 ANNOTATION_RECONCILE = "gitsync.dev/reconcile"  # "disabled": applied once, then left alone
 ANNOTATION_REQUESTED_AT = "gitsync.dev/requestedAt"
 ANNOTATION_RETRY = "gitsync.dev/retry"  # a value not seen before releases the quarantine

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from gitsync.errors import Invalid, Refused, Waiting
 from gitsync.model import (
+    ANNOTATION_HELM_POLICY,
     ANNOTATION_PRUNE,
     LABEL_APPLICATION,
     LABEL_NAMESPACE,
@@ -264,6 +265,7 @@ def _deletions(
         and as_map(obj, "metadata").get("uid") == item.uid
         and owner_of(obj) == owner
         and _annotation(obj, ANNOTATION_PRUNE) != "disabled"
+        and _annotation(obj, ANNOTATION_HELM_POLICY) != "keep"
     ]
     ordered = prune_order(going)
     # A Job's successor has another name by design; that is no deletion a person needs to look at.

@@ -9,7 +9,7 @@ from itertools import groupby
 from gitsync.cluster.answers import Conflict
 from gitsync.errors import GitsyncError, Held
 from gitsync.failpoints import failpoint
-from gitsync.model import ANNOTATION_PRUNE, InventoryItem
+from gitsync.model import ANNOTATION_HELM_POLICY, ANNOTATION_PRUNE, InventoryItem
 from gitsync.rollout.target import Target, on_each, part
 
 
@@ -38,7 +38,8 @@ async def prune(
     """Delete the items in the plan's order; neighbours of one kind at once.
 
     A denied or failed delete keeps its object in the inventory and does not stop the others. An object that another
-    Application has taken over is let go without being touched; one that says ``gitsync.dev/prune: disabled`` is kept.
+    Application has taken over, or that a chart wants to stay (``helm.sh/resource-policy: keep``), is let go without
+    being touched; one that says ``gitsync.dev/prune: disabled`` is kept.
     """
     failpoint("prune.started")
 
@@ -76,7 +77,10 @@ async def _remove_as_read(target: Target, item: InventoryItem) -> None:
     live = await target.cluster.get(item.ref, impersonate=target.impersonate)
     if live is None or live["metadata"]["uid"] != item.uid:
         return
-    if part(live, "metadata", "annotations").get(ANNOTATION_PRUNE) == "disabled":
+    annotations = part(live, "metadata", "annotations")
+    if annotations.get(ANNOTATION_HELM_POLICY) == "keep":
+        return
+    if annotations.get(ANNOTATION_PRUNE) == "disabled":
         raise Held(f"it says {ANNOTATION_PRUNE}: disabled", doing="pruning", ref=item.ref)
     if not target.owns(live):
         if target.owned_by_another(live):

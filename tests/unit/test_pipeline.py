@@ -1061,6 +1061,16 @@ async def test_an_application_does_not_go_before_what_it_has_to_take_along(room:
     assert {item.ref.name for item in (await room.record()).inventory} == {"kept"}
 
 
+async def test_what_a_chart_wants_to_stay_holds_up_no_application_that_goes(room: Room) -> None:
+    room.commit({"a": config("a"), "kept": config("kept", {"helm.sh/resource-policy": "keep"}, k="1")})
+    await room.sync()
+    room.follow(deleting=True, sync={"deletionPolicy": "delete"})
+    with suppress(GitsyncError):  # there is no Application in this cluster that could be let go
+        await room.sync()
+    assert room.refusal != "ApprovalRequired"
+    assert (await room.live("a"), await room.data("kept")) == (None, {"k": "1"})
+
+
 async def test_what_refers_goes_before_what_it_refers_to_when_an_application_goes(
     room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -415,6 +415,7 @@ OLD: Key = ("", "ConfigMap", "shop", "old")
 @pytest.mark.parametrize("spoil", [
     {"uid": "another"}, {"labels": {}}, {"labels": {LABEL_APPLICATION: "other", LABEL_NAMESPACE: "prod"}},
     {"labels": {LABEL_APPLICATION: "shop"}}, {"annotations": {"gitsync.dev/prune": "disabled"}}, {"uid": ""},
+    {"annotations": {"helm.sh/resource-policy": "keep"}},
 ])  # fmt: skip
 def test_what_is_not_surely_ours_stays(spoil: Json) -> None:
     live = cluster(configs("c", "old"))
