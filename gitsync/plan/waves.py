@@ -5,6 +5,8 @@ Waves, each of which is healthy before the next one begins:
 1. Namespaces, then CustomResourceDefinitions, whatever their annotations say: the rest cannot even be checked before.
 2. The others by ``gitsync.dev/sync-wave``, lowest first; without it an object is in wave 0. Argo CD's
    ``argocd.argoproj.io/sync-wave`` is read where ours is absent, so that a repository can be moved as it is.
+   A chart's hooks that have neither go before all of these if they are for before an installation, and after all of
+   them if they are for afterwards only, by ``helm.sh/hook-weight``.
 
 Within a wave, by kind: what is referred to comes before what refers to it. Pruning goes the other way round.
 """
@@ -21,6 +23,7 @@ from gitsync.model import ANNOTATION_REVISION, ANNOTATION_WAVE, Desired, Invento
 from gitsync.plan.lint import as_map
 
 ANNOTATION_WAVE_OF_ARGO = "argocd.argoproj.io/sync-wave"
+ANNOTATION_HOOK, ANNOTATION_HOOK_WEIGHT = "helm.sh/hook", "helm.sh/hook-weight"
 LABEL_JOB = "gitsync.dev/job"  # on Jobs: the name that git gives them
 
 _ORDER = (
@@ -71,11 +74,12 @@ def waves(manifests: Iterable[Manifest]) -> tuple[tuple[Manifest, ...], ...]:
 
     ``Invalid`` with the annotation's place if a wave is no integer.
     """
-    groups: dict[tuple[int, int], list[Manifest]] = {}
+    groups: dict[tuple[int, int, int], list[Manifest]] = {}
     for manifest in manifests:
         rank = _rank(manifest.ref)
-        head = rank if _ORDER[rank] in _FIRST else len(_FIRST)
-        groups.setdefault((head, 0 if head < len(_FIRST) else _wave(manifest)), []).append(manifest)
+        first = _ORDER[rank] in _FIRST
+        place = (rank, 0, 0) if first else (len(_FIRST), *_wave(manifest))
+        groups.setdefault(place, []).append(manifest)
     return tuple(tuple(sorted(group, key=lambda each: _rank(each.ref))) for _, group in sorted(groups.items()))
 
 
@@ -118,18 +122,28 @@ def _rank(ref: ObjectRef) -> int:
     return _RANK.get(ref.kind if _API.fullmatch(ref.group) else "", _RANK[""])
 
 
-def _wave(manifest: Manifest) -> int:
+def _wave(manifest: Manifest) -> tuple[int, int]:
+    """Before (-1), among (0) or after (1) all that are no hooks, and the number of the wave there."""
     annotations = as_map(as_map(manifest.object, "metadata"), "annotations")
-    for key in (ANNOTATION_WAVE, ANNOTATION_WAVE_OF_ARGO):
+    phase = _phase(annotations.get(ANNOTATION_HOOK))
+    for key in (ANNOTATION_WAVE, ANNOTATION_WAVE_OF_ARGO, *([ANNOTATION_HOOK_WEIGHT] if phase else [])):
         text = annotations.get(key)
         if text is None:
             continue
         if isinstance(text, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", text.strip()):
-            return int(text)
+            return phase if key == ANNOTATION_HOOK_WEIGHT else 0, int(text)
         raise Invalid(
             f"{key} must be a whole number in quotes, such as '-1' or '5', not {text!r}",
             doing="ordering",
             ref=manifest.ref,
             origin=manifest.at(f"metadata.annotations[{key}]"),
         )
-    return 0
+    return phase, 0
+
+
+def _phase(hook: object) -> int:
+    """Where helm would run it. What it runs before an upgrade only may need what the installation brings: among."""
+    events = {event.strip() for event in hook.split(",")} if isinstance(hook, str) else set[str]()
+    if "pre-install" in events:
+        return -1
+    return 1 if events and events <= {"post-install", "post-upgrade"} else 0

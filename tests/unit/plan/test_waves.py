@@ -213,3 +213,22 @@ def test_other_kinds_keep_their_names() -> None:
     given = desired(JOB.replace("batch/v1", "example.org/v1") + "---" + JOB.replace("kind: Job", "kind: CronJob"))
     assert name_jobs(given) == given
     assert given.revision == REVISION
+
+
+def hook(name: str, events: str = "", weight: str = "0", **more: str) -> Manifest:
+    annotations = more | ({"helm.sh/hook": events, "helm.sh/hook-weight": weight} if events else {})
+    return manifest({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "annotations": annotations}})
+
+
+def test_hooks_of_a_chart_run_before_and_after_the_rest_by_weight() -> None:
+    manifests = [
+        hook("smoke", "post-install, post-upgrade"),
+        hook("plain"),
+        hook("upgrade", "pre-upgrade", "-9"),
+        hook("both", "post-install,pre-upgrade"),
+        hook("migrate", "pre-install,pre-upgrade", "5"),
+        hook("account", "pre-install,pre-upgrade", "-5"),
+        hook("wave", "pre-install", "-5", **{"gitsync.dev/sync-wave": "2"}),
+    ]
+    order = [["account"], ["migrate"], ["plain", "upgrade", "both"], ["wave"], ["smoke"]]
+    assert names(waves(manifests)) == [[f"ConfigMap/{each}" for each in one] for one in order]
