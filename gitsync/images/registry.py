@@ -254,7 +254,9 @@ class Registry:
         except TimeoutError as error:
             raise Transient(f"no answer from {_authority(url)} in time", doing=doing) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Transient(f"{_authority(url)} cannot be reached: {type(error).__name__}", doing=doing) from error
+            why = (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
+            hint = "check its name and port, and that a connection from here may reach it"
+            raise Transient(f"{_authority(url)} cannot be reached: {why}", doing=doing, hint=hint) from error
 
     # ------------------------------------------------------------------ login
 

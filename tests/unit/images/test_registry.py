@@ -148,7 +148,7 @@ async def test_silence_and_a_closed_port_are_bad_luck() -> None:
         with pytest.raises(Transient, match="in time"):
             await registry.manifest(f"{host}/hello:1")
     async with client() as registry:
-        with pytest.raises(Transient, match="cannot be reached"):
+        with pytest.raises(Transient, match="cannot be reached: Connect call failed"):
             await registry.resolve(f"{host}/hello:1")
 
 
