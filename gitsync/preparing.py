@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from base64 import b64decode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from gitsync.application import FINALIZER, Application
@@ -191,9 +191,7 @@ class Preparing:
         run: Run,
     ) -> ImageSet:
         """The images of the commit, found or built. A quarantined commit is refused before anything is built."""
-        uses = _uses(desired)
-        specs = self._specs(application, snapshot, uses)
-        self._tell_left_alone(application, snapshot, uses, run)
+        specs = self._specs(application, snapshot, desired, run)
         to = await self._destination(application)
         bases = await self._tools.images.lock(snapshot, specs, to=to, bases=record.bases)
         rows = await describe(snapshot, specs, bases=bases, platforms=to.platforms)
@@ -218,26 +216,27 @@ class Preparing:
                 self._tools.reporter.metrics.built(image.seconds, succeeded=True)
         return images
 
-    def _specs(self, application: Application, snapshot: Snapshot, uses: Sequence[ImageUse]) -> tuple[ImageSpec, ...]:
-        repository = snapshot.revision.repository
-        return select(_dockerfiles(snapshot), uses, image_specs(application), repository=repository)
-
-    def _tell_left_alone(
-        self, application: Application, snapshot: Snapshot, uses: Sequence[ImageUse], run: Run
-    ) -> None:
-        """Images that the repository seems to build, but does not: else all there is to see is that nobody has one."""
-        specs, repository = image_specs(application), snapshot.revision.repository
-        for use, why in left_alone(_dockerfiles(snapshot), uses, specs, repository=repository):
-            run.log.info("an image is left alone", image=use.reference, at=str(use.origin), says=why)
-            text = f"image {use.reference} ({use.origin}) {why}"
-            self._tools.reporter.event(application, "ImageLeftAlone", text, action="Build")
+    def _specs(
+        self, application: Application, snapshot: Snapshot, desired: Desired, run: Run | None = None
+    ) -> tuple[ImageSpec, ...]:
+        """The images that the repository builds. ``run`` hears of those that it seems to build, but does not: else all
+        there is to see is that nobody has one."""
+        uses = [ImageUse(reference=use.image, origin=use.origin) for use in references(desired.manifests)]
+        dockerfiles = [entry.path for entry in snapshot.entries() if entry.path.endswith("Dockerfile")]
+        given, repository = image_specs(application), snapshot.revision.repository
+        if run is not None:
+            for use, why in left_alone(dockerfiles, uses, given, repository=repository):
+                run.log.info("an image is left alone", image=use.reference, at=str(use.origin), says=why)
+                text = f"image {use.reference} ({use.origin}) {why}"
+                self._tools.reporter.event(application, "ImageLeftAlone", text, action="Build")
+        return select(dockerfiles, uses, given, repository=repository)
 
     async def preview(self, application: Application, run: Run) -> Plan:
         """What the newest commit would change, without building, writing or remembering anything."""
         record = await self._tools.records.load(application.ref)
         snapshot = await self._tools.source.snapshot(await self.fetch(application))
         desired = await self.render(application, record, snapshot)
-        specs = self._specs(application, snapshot, _uses(desired))
+        specs = self._specs(application, snapshot, desired)
         to = await self._destination(application)
         images = await self._tools.images.found(snapshot, specs, to=to, bases=record.bases)
         pinned, decision = name_jobs(pin(desired, images)), decision_of(application, snapshot.revision)
@@ -518,11 +517,3 @@ class Preparing:
         return await self._ledger.save(
             application, memory, lambda now: replace(now, inventory=merged(now.inventory, found))
         )
-
-
-def _uses(desired: Desired) -> tuple[ImageUse, ...]:
-    return tuple(ImageUse(reference=use.image, origin=use.origin) for use in references(desired.manifests))
-
-
-def _dockerfiles(snapshot: Snapshot) -> list[str]:
-    return [entry.path for entry in snapshot.entries() if entry.path.endswith("Dockerfile")]
