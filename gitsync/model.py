@@ -31,6 +31,7 @@ ANNOTATION_RETRY = "gitsync.dev/retry"  # a value not seen before releases the q
 ANNOTATION_REFRESH = "gitsync.dev/refresh-bases"  # a value not seen before resolves the tags of base images anew
 ANNOTATION_ROLLBACK = "gitsync.dev/rollback"  # "[revision]@token": a token not seen before puts that revision back
 ANNOTATION_APPROVE = "gitsync.dev/approve"  # value: the revision whose held deletions are approved
+ANNOTATION_FOLLOWED_BY = "gitsync.dev/followed-by"  # by ``gitsync run REPOSITORY``: who follows many leaves it alone
 ANNOTATION_REVISION = "gitsync.dev/revision"  # on pod templates: main@sha1:<sha> of the last change to it
 ANNOTATION_CONFIG_DIGEST = "gitsync.dev/config-digest"  # on pod templates: digest of the ConfigMaps/Secrets read
 

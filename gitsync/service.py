@@ -34,6 +34,7 @@ from gitsync.images.buildctl import Buildctl
 from gitsync.images.docker import Docker
 from gitsync.ledger import Defaults, Tools
 from gitsync.model import (
+    ANNOTATION_FOLLOWED_BY,
     ANNOTATION_REQUESTED_AT,
     ANNOTATION_RETRY,
     API_GROUP,
@@ -267,6 +268,11 @@ class Service:
             self._leave(key)
             return
         obj: Json = {"apiVersion": f"{API_GROUP}/{VERSION}", "kind": KIND} | orjson.loads(observed.raw)
+        annotations: Json = obj["metadata"].get("annotations") or {}
+        if annotations.get(ANNOTATION_FOLLOWED_BY) and not self.settings.application:
+            if self.parsed.pop(key, None):  # two who write one status, and one set of objects, undo each other's work
+                self._leave(key)
+            return
         try:
             application = Application.parse(obj)
         except Invalid as error:
@@ -400,7 +406,10 @@ async def run_repository(
     accept_interruption: bool = False,
     started: Callable[[Service], None] = lambda service: None,
 ) -> None:
-    """Make the Application of one repository, with a default for everything else, and follow it until cancelled."""
+    """Make the Application of one repository, with a default for everything else, and follow it until cancelled.
+
+    A gitsync of the cluster leaves it alone, also afterwards: its registry and its rights may be others.
+    """
     url, local = repository, "://" not in repository and Path(repository).is_dir()  # noqa: ASYNC240 - once, at start
     if local:
         url = Path(repository).resolve().as_uri()  # noqa: ASYNC240
@@ -422,7 +431,11 @@ async def run_repository(
     obj = {
         "apiVersion": f"{API_GROUP}/{VERSION}",
         "kind": KIND,
-        "metadata": {"name": named.strip("-"), "namespace": namespace},
+        "metadata": {
+            "name": named.strip("-"),
+            "namespace": namespace,
+            "annotations": {ANNOTATION_FOLLOWED_BY: "gitsync-run"},
+        },
         "spec": spec,
     }
     application = Application.parse(obj)

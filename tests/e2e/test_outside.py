@@ -104,6 +104,10 @@ def test_a_bare_pod_is_updated_by_whoever_accepts_the_interruption(
         repository.edit("hello/hello.js", "Hello Kubernetes!", "Hello again!")
         gitsync.served(push(repository, "Greet again"))
         assert get(service_url(cluster, here, "hello-svc")) == "Hello again!\n"
+        mine = [each for each in cluster.audit_events() if each["objectRef"].get("namespace") == here]
+        writers = {each["user"]["username"] for each in mine}
+        assert "e2e-admin" in writers
+        assert "system:serviceaccount:gitsync:gitsync" not in writers, "the gitsync of the cluster meddles"
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,30 @@ async def test_a_status_that_we_write_wakes_nobody(monkeypatch: pytest.MonkeyPat
         assert woken == ["shop/web", "shop/web"]
 
 
+@pytest.mark.parametrize("only", ["", "shop/web"])
+async def test_what_is_followed_by_itself_is_left_to_who_follows_it(monkeypatch: pytest.MonkeyPatch, only: str) -> None:
+    metrics = Metrics()
+    async with Reporter(Sink(), metrics=metrics, redactor=Redactor(), instance="test") as reporter:
+        service = Service(Settings.load(application=only), MagicMock(), reporter, metrics)
+        told: list[str] = []
+        monkeypatch.setattr(service, "wake", lambda key: told.append(f"works on {key}"))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+        monkeypatch.setattr(service, "_leave", lambda key: told.append(f"leaves {key}"))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+
+        def observe(version: str, **annotations: str) -> None:
+            metadata = {"name": "web", "namespace": "shop", "uid": "1", "annotations": annotations}
+            obj = {"metadata": metadata, "spec": {"source": {"repository": "https://git.example/shop.git"}}}
+            entry = Entry("1", version, version.encode())
+            service._observed(Observed(key=("shop", "web"), entry=entry, raw=orjson.dumps(obj)))
+
+        mark = {"gitsync.dev/followed-by": "gitsync-run"}
+        observe("1", **mark)
+        assert ("shop/web" in service.parsed) == bool(only)
+        observe("2")
+        observe("3", **mark)
+        works, leaves = "works on shop/web", "leaves shop/web"
+        assert told == ([works, works, works] if only else [works, leaves])
+
+
 async def test_a_spec_that_the_server_took_and_nobody_can_follow_is_told_in_the_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
