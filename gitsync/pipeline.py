@@ -123,6 +123,8 @@ class Pipeline:
             record = memory.record
             if record is None or record.attempt is None or memory.applying is not None:
                 return None
+            if error.reason == "RevisionNotFound":  # of a person who goes back; it speaks against no commit
+                return None
             if record.attempt.rollback and error.reason == "Quarantined":  # that is what a person goes back from
                 return await self._preparing.resume(application, memory, record, run)
             # What was begun will not be gone on with: it must not stay as a half.
@@ -174,9 +176,12 @@ class Pipeline:
                 return repair
             target.sha = revision.sha
             decision = decision_of(application, revision)
-            if decision in (memory.decided, memory.applying):
-                if memory.applying is None and record.attempt is not None and record.attempt.rollback:
-                    return await self._preparing.resume(application, memory, record, run)  # bad luck had stopped it
+            now = memory.record or record  # a rollout may have ended meanwhile
+            stopped = now.attempt if memory.applying is None else None  # bad luck did
+            if decision == memory.decided and stopped is not None and stopped.rollback:
+                return await self._preparing.resume(application, memory, now, run)
+            # Else what was decided has to be looked at again: something else was begun, and must not stay as a half.
+            if decision == memory.applying or (decision == memory.decided and stopped is None):
                 if trouble is not None:
                     raise trouble
                 if memory.applying is None:

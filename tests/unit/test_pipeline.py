@@ -440,6 +440,22 @@ async def test_what_was_refused_is_not_looked_at_again(room: Room, monkeypatch: 
     assert asked == []
 
 
+async def test_nothing_is_taken_back_for_somebody_who_names_no_deployment(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b")})
+    await room.sync()
+    room.commit({"a": config("a", k="2"), "b": config("b", k="2")})
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "apply", "b", Transient("it is away"))
+        with pytest.raises(Transient):
+            await room.sync()
+    room.follow(annotations={"rollback": "eeeeeee@now"})
+    assert (await room.prepare(), room.refusal) == (None, "RevisionNotFound")
+    assert (await room.sync()).delivered
+    assert await room.data("b") == {"k": "2"}
+
+
 @pytest.mark.parametrize("wrong", ["branch", "rollback", "finalizer"])
 async def test_a_commit_is_looked_at_again_whatever_was_wrong_before_it_was_asked_for(
     room: Room, monkeypatch: pytest.MonkeyPatch, wrong: str
@@ -750,6 +766,48 @@ async def test_what_has_to_be_taken_back_is_taken_back_after_bad_luck_too(
     assert record.attempt is None
     assert await room.data("a") == {"k": "1"}
     assert all(entry.digest for entry in record.quarantine), "bad luck was held against a commit"
+
+
+async def test_what_was_begun_does_not_stay_as_a_half_when_git_goes_back_to_what_served(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = room.commit({"a": config("a", k="1"), "b": config("b")})
+    await room.sync()
+    room.commit({"a": config("a", k="2"), "b": config("b", k="2")})
+    with monkeypatch.context() as patch:
+        fails_at(patch, room, "apply", "b", Transient("it is away"))
+        with pytest.raises(Transient):
+            await room.sync()
+    room.work.git("reset", "--quiet", "--hard", first)
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+    assert (await room.record()).attempt is None
+    assert await room.prepare() is None
+
+
+async def test_what_was_begun_does_not_stay_as_a_half_because_a_newer_commit_was_refused_before_it_had_bad_luck(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.commit({"a": config("a", k="1"), "b": config("b")})
+    await room.sync()
+    room.commit({"a": config("a", k="2"), "b": config("b", k="2")})
+    prepared, real = await room.plan(), room.cluster.apply
+
+    async def away(obj: Json, **options: Any) -> Applied:
+        if obj["metadata"]["name"] == "b" and not options.get("dry_run"):
+            room.commit({"a": refused("a")})
+            assert (await room.prepare(), room.refusal) == (None, "Refused")
+            raise Transient("it is away")
+        return await real(obj, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.cluster, "apply", away)
+        with pytest.raises(Transient):
+            await room.apply(prepared)
+    await room.sync()
+    assert await room.data("a") == {"k": "1"}
+    assert (await room.record()).attempt is None
+    assert await room.prepare() is None
 
 
 async def test_what_could_not_be_asked_before_is_asked_before_any_of_its_wave_is_written(
