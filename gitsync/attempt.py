@@ -201,7 +201,7 @@ class Memory:
     considering: Decision | None = None
     digest: str = ""  # of what is being considered
     applying: Decision | None = None
-    rolling_back: str = ""  # the mark of the request that is being followed
+    rolling_back: str = ""  # the mark of the request to go back that was begun, although no Record may say so
     resumed: bool = False  # the attempt that a former process left was looked at
     build_log: deque[str] = field(default_factory=lambda: deque[str](maxlen=BUILD_LOG))  # the end of it
     replies: dict[Key, Json] = field(default_factory=dict[Key, Json])  # of the rollout under way

@@ -224,11 +224,10 @@ class Pipeline:
 
     async def apply(self, key: str, prepared: Prepared, handover: Handover) -> Outcome:
         memory = self._memories.setdefault(key, Memory())
-        if self._outdated(key, prepared):
-            if prepared.rollback == memory.rolling_back:
-                memory.rolling_back = ""  # a person asked for it: that is still to be answered
+        if self._outdated(key, prepared, memory):
             return Outcome(retry_after=0.0)
         memory.applying = prepared.decision
+        memory.rolling_back = prepared.rollback or memory.rolling_back
         run = Run(self._tools.reporter, prepared.application)
         if not (prepared.repair or prepared.dismantles):
             run.found(str(prepared.plan.revision))
@@ -245,7 +244,7 @@ class Pipeline:
                 return Outcome()
             memory.decided = None  # what was begun must not stay as a half: it goes on, or is taken back
             return Outcome(retry_after=UNFINISHED_RETRY)
-        except Transient:
+        except Exception:
             if prepared.abandons is not None:
                 memory.decided = None  # what was begun is still to be taken back
             if prepared.rollback:
@@ -254,11 +253,16 @@ class Pipeline:
         finally:
             memory.applying = None
 
-    def _outdated(self, key: str, prepared: Prepared) -> bool:
-        """Whether the spec says something else by now: while it was built somebody suspended it, or moved its path."""
-        now = self._tools.applications(key)
+    def _outdated(self, key: str, prepared: Prepared, memory: Memory) -> bool:
+        """Whether the spec says something else by now: while it was built somebody suspended it, or moved its path.
+
+        Or whether it is a second plan for a request to go back that was answered while that was made.
+        """
+        now, record = self._tools.applications(key), memory.record
         finishes = prepared.dismantles or prepared.abandons is not None
-        return not finishes and (now is None or now.generation != prepared.application.generation)
+        if not finishes and (now is None or now.generation != prepared.application.generation):
+            return True
+        return record is not None and record.attempt is None and prepared.rollback in record.approvals
 
     async def _apply(self, prepared: Prepared, memory: Memory, run: Run, handover: Handover) -> Outcome:
         application = prepared.application

@@ -438,12 +438,14 @@ class Preparing:
         return replace(prepared, rollback=attempt.rollback)
 
     async def rollback(self, application: Application, memory: Memory, record: Record, run: Run) -> Prepared | None:
-        """An earlier deployment, from the objects that were kept of it, if a person has asked for that. Once."""
+        """An earlier deployment, from the objects that were kept of it, if a person has asked for that. Once.
+
+        Until it is begun it is planned anew: no commit that comes meanwhile may take the place of what was asked for.
+        """
         wanted, _, token = application.annotations.get(ANNOTATION_ROLLBACK, "").rpartition("@")
         mark = f"rollback:{token}"
         if not token or mark in record.approvals or memory.rolling_back == mark:
             return None
-        memory.rolling_back = mark
         try:
             entry = rollback_target(record, wanted, application.generation)
             run.found(str(entry.revision))
@@ -461,9 +463,6 @@ class Preparing:
                 prepared = await self.plan(application, memory, record, decision, desired, images, memory.digest, run)
         except Invalid:
             await self._ledger.save(application, memory, lambda now: replace(now, approvals=answered(now, mark)))
-            raise
-        except BaseException:
-            memory.rolling_back = ""
             raise
         return replace(prepared, rollback=mark)
 

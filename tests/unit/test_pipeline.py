@@ -1007,8 +1007,9 @@ async def test_a_request_to_go_back_survives_bad_luck_and_is_answered_once(
     assert await room.data("a") == {"k": "1"}
 
 
+@pytest.mark.parametrize("error", [Transient("it is away"), KeyError("it is away")])
 async def test_a_request_to_go_back_that_could_not_be_recorded_is_still_followed(
-    room: Room, monkeypatch: pytest.MonkeyPatch
+    room: Room, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     for number in "12":
         room.commit({"a": config("a", k=number)})
@@ -1016,12 +1017,44 @@ async def test_a_request_to_go_back_that_could_not_be_recorded_is_still_followed
     room.follow(annotations={"rollback": "@now"})
     prepared = await room.plan()
     with monkeypatch.context() as patch:
-        fails_at(patch, room, "update", "shop.gitsync-record", Transient("it is away"))
-        with pytest.raises(Transient, match="it is away"):
+        fails_at(patch, room, "update", "shop.gitsync-record", error)
+        with pytest.raises(type(error), match="it is away"):
             await room.apply(prepared)
     await room.sync()
     assert await room.data("a") == {"k": "1"}
     assert await room.prepare() is None
+
+
+async def test_a_request_to_go_back_is_not_lost_to_a_commit_that_comes_before_it_begins(room: Room) -> None:
+    for number in "12":
+        room.commit({"a": config("a", k=number)})
+        await room.sync()
+    room.commit({"a": config("a", k="3"), "job": endless()})
+    handover = Handover()
+    rolling = asyncio.create_task(room.apply(await room.plan(), handover))
+    async with asyncio.timeout(30):
+        while await room.data("a") != {"k": "3"}:
+            await asyncio.sleep(0.005)
+    room.follow(annotations={"rollback": "@now"})
+    ready = await room.plan()
+    room.commit({"a": config("a", k="4"), "job": None})
+    ready = await room.prepare() or ready  # as the scheduler has it: the later plan takes the place of the former
+    handover.request()
+    await rolling
+    await room.apply(ready)
+    assert await room.data("a") == {"k": "2"}
+    await room.sync()
+    assert await room.data("a") == {"k": "4"}
+
+
+async def test_a_request_to_go_back_that_was_planned_twice_is_followed_once(room: Room) -> None:
+    for number in "12":
+        room.commit({"a": config("a", k=number)})
+        await room.sync()
+    room.follow(annotations={"rollback": "@now"})
+    plans = [await room.plan(), await room.plan()]
+    assert [(await room.apply(each)).delivered for each in plans] == [True, False]
+    assert [each.outcome for each in (await room.record()).history].count("RolledBack") == 1
 
 
 async def test_a_request_to_go_back_is_answered_once_however_many_others_follow(room: Room) -> None:
