@@ -186,7 +186,8 @@ class Pipeline:
                     raise trouble
                 if memory.applying is None:
                     self._tools.reporter.observe(application, suspended=False, **handled(application))
-                    self._tools.reporter.recovered(application)
+                    if not memory.unmended:  # else it is told until that is mended
+                        self._tools.reporter.recovered(application)
                     self._healing.tell_health(application)
                 return repair
             good = record.last_good
@@ -195,6 +196,7 @@ class Pipeline:
                 if trouble is not None:
                     raise trouble
                 self._tools.reporter.observe(application, **self._ledger.taken_up(application, good))
+                self._healing.tell_health(application)
                 return repair
             run.found(str(revision))
             memory.considering, memory.digest = decision, ""

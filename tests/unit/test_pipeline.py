@@ -1425,6 +1425,28 @@ async def test_what_is_not_healthy_any_more_is_counted(room: Room) -> None:
         assert (room.observation.counts or {}).get("unhealthy") == unhealthy
 
 
+async def test_what_the_watches_said_before_git_answered_holds_after_a_restart(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.follow(sync={"selfHeal": "detect"})
+    room.commit({"web": deployment(replicas=0), "a": config("a")})
+    await room.sync()
+    ref = replace(room.ref("web"), group="apps", kind="Deployment")
+    await room.cluster.patch(ref, {"spec": {"replicas": 1}})
+    await until(lambda: room.observation.health.status is HealthStatus.PROGRESSING)
+    await room.restart()
+    real = room.tools.source.fetch
+
+    async def late(*arguments: Any) -> Any:
+        await until(lambda: ref.key in room.pipeline.follower.drifted(room.key))
+        await asyncio.sleep(0.1)  # and it was told
+        return await real(*arguments)
+
+    monkeypatch.setattr(room.tools.source, "fetch", late)
+    assert await room.prepare() is None
+    assert room.observation.health.status is HealthStatus.PROGRESSING
+
+
 async def test_what_is_to_be_left_alone_is_not_even_watched(room: Room) -> None:
     room.follow(sync={"selfHeal": "off"})
     room.commit({"a": config("a", k="1")})
@@ -1634,7 +1656,9 @@ async def test_a_repair_that_is_refused_is_told_paced_and_held_against_nobody(
         await room.apply(repair)
     assert room.refusal == refusal.reason
     assert (await room.record()).quarantine == ()
-    await room.sync()
+    again = await room.plan()
+    assert room.refusal == refusal.reason, "it is not mended yet"
+    await room.apply(again)
     assert await room.data("a") == {"k": "1"}
     assert room.refusal == ""
 
