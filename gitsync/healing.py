@@ -338,8 +338,9 @@ class Healing:
         self, application: Application, memory: Memory, named: Mapping[Key, Drift], index: Index, run: Run
     ) -> None:
         """Report, and write nothing: what would be put back is asked of the server as a dry run."""
-        news = {key: drift for key, drift in named.items() if memory.drifts.get(key) is not drift}
-        if not news and named.keys() == memory.differs.keys():
+        told = memory.differs.keys()  # else it was read when more was heard of it, or was to be put back
+        news = {key: drift for key, drift in named.items() if memory.drifts.get(key) is not drift or key not in told}
+        if not news and named.keys() == told:
             return
         target, differing = await self._differing(application, memory, news, index)
         replies = await self._replies(target, differing, index)
@@ -352,10 +353,10 @@ class Healing:
                 application, "DriftDetected", text, warning=True, action="Detect", about=drift.ref
             )
             run.log.warning("drift detected", object=str(drift.ref), what=text)
-        if not memory.drifts:
+        if not memory.differs:
             return
         memory.disturbed = True
-        counts = self._counts(application, len(index.sent), differ=len(memory.drifts))
+        counts = self._counts(application, len(index.sent), differ=len(memory.differs))
         differs = "; ".join([*memory.differs.values()][:5])
         self._tools.reporter.observe(application, sync=SyncStatus.OUT_OF_SYNC, counts=counts, differs=differs)
 
