@@ -194,7 +194,7 @@ class Service:
         self._reporter = reporter
         self._scheduler: Scheduler[Prepared] | None = None
         self._watcher: Watcher | None = None
-        self._unread: dict[str, str] = {}  # why the Applications cannot be followed that cannot
+        self._unread: dict[str, tuple[str, str]] = {}  # Applications that cannot be followed: reason, message
         self._leaving: dict[str, asyncio.Task[None]] = {}  # Applications that went, while something of them is left
         self._looked: dict[str, tuple[float, asyncio.Task[tuple[Json, ...]]]] = {}  # pods, and when they were read
         self._well: set[str] = set()  # synced and healthy, as last said
@@ -288,16 +288,17 @@ class Service:
 
     def _cannot_follow(self, key: str, obj: Json, error: Invalid) -> None:
         """The server took a spec that means nothing: say so where people look. What was followed before still is."""
-        if self._unread.get(key) == str(error):
+        why = error.reason, str(error)
+        if self._unread.get(key) == why:
             return
-        self._unread[key] = str(error)
+        self._unread[key] = why
         log.warning("an Application cannot be read", application=key, error=str(error))
         application = self.parsed.get(key)
         if application is None:
             with contextlib.suppress(Invalid):
                 application = Application.parse(obj | {"spec": _NO_SPEC})
         if application is not None:
-            self._reporter.observe(application, stalled=(error.reason, str(error)))
+            self._reporter.observe(application, stalled=why)
             self._reporter.event(application, error.reason, str(error), warning=True, action="Read")
 
     def _leave(self, key: str) -> None:
@@ -329,6 +330,8 @@ class Service:
         self.changes.publish(key)
         said = self._reporter.said(key)
         seen = said.observation if said else None
+        if said is not None and said.observation.stalled is None and key in self._unread:
+            self._reporter.observe(said.application, stalled=self._unread[key])  # a commit of the former spec serves
         if seen is None or not seen.well:
             self._well.discard(key)
             return

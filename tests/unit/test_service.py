@@ -145,6 +145,10 @@ async def test_a_spec_that_the_server_took_and_nobody_can_follow_is_told_in_the_
         observe(branch="c..d")
         assert stalled().startswith("InvalidSpec")
         assert service.parsed["shop/web"].spec.source.ref.value == "main", "what can be followed still is"
+        reporter.observe(service.parsed["shop/web"], stalled=None)  # as one does of which a new commit serves
+        assert stalled().startswith("InvalidSpec")
+        observe(branch="main")
+        assert stalled() == ""
     assert events == ["InvalidSpec"]
 
 
