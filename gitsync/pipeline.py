@@ -67,6 +67,9 @@ class Pipeline:
         wanted = application.spec.source.interval if application else None
         return wanted.total_seconds() if wanted else self._tools.defaults.interval
 
+    def urgent(self, prepared: Prepared) -> bool:
+        return bool(prepared.rollback) or prepared.dismantles
+
     async def head(self, key: str) -> str:
         application = self._tools.applications(key)
         if application is None:

@@ -50,6 +50,10 @@ class Work(Protocol[P]):
         """Seconds between polls."""
         ...
 
+    def urgent(self, prepared: P) -> bool:
+        """Whether a person asked for it, so that no lane may finish first, however long nothing was delivered."""
+        ...
+
 
 @dataclass(slots=True)
 class _Driver(Generic[P]):
@@ -202,7 +206,7 @@ class Scheduler(Generic[P]):
             driver.ready = prepared
             if driver.applying is None:
                 self._apply(driver)
-            elif not self._starving(driver, now):
+            elif self._work.urgent(prepared) or not self._starving(driver, now):
                 if driver.undelivered_since is None:
                     driver.undelivered_since = now
                 driver.handover.request()

@@ -1037,6 +1037,7 @@ async def test_a_request_to_go_back_is_not_lost_to_a_commit_that_comes_before_it
             await asyncio.sleep(0.005)
     room.follow(annotations={"rollback": "@now"})
     ready = await room.plan()
+    assert room.pipeline.urgent(ready)
     room.commit({"a": config("a", k="4"), "job": None})
     ready = await room.prepare() or ready  # as the scheduler has it: the later plan takes the place of the former
     handover.request()
@@ -1146,7 +1147,9 @@ async def test_an_application_does_not_go_before_what_it_has_to_take_along(room:
     room.commit({"a": config("a"), "kept": config("kept", {"gitsync.dev/prune": "disabled"})})
     await room.sync()
     room.follow(deleting=True, sync={"deletionPolicy": "delete"})
-    outcome = await room.sync()
+    prepared = await room.plan()
+    assert room.pipeline.urgent(prepared)
+    outcome = await room.apply(prepared)
     assert outcome.retry_after == 3600
     assert room.refusal == "ApprovalRequired"
     assert {item.ref.name for item in (await room.record()).inventory} == {"kept"}

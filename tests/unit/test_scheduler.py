@@ -35,6 +35,9 @@ class Script:
     def interval(self, key: str) -> float:
         return self.poll
 
+    def urgent(self, prepared: str) -> bool:
+        return prepared.startswith("a person's")
+
     async def prepare(self, key: str, target: Target) -> str | None:
         sha = target.sha = self.head_sha
         self.building.set()
@@ -207,6 +210,20 @@ async def test_a_failed_apply_is_not_tried_again_at_once(monkeypatch: pytest.Mon
         assert applies == 1
         scheduler.wake("shop/web")
         await until(lambda: applies == 2)
+
+
+async def test_what_a_person_asked_for_waits_for_no_rollout_however_long_nothing_was_delivered() -> None:
+    work = Script()
+    work.may_finish.clear()
+    async with Scheduler(work, patience=0.0) as scheduler:
+        for number, sha in enumerate(("a", "b", "a person's", "c")):
+            work.head_sha = sha
+            scheduler.wake("shop/web")
+            await until(lambda number=number: len(work.prepared) > number)
+            await asyncio.sleep(0.02)
+        assert work.handed_over == ["a", "b"]
+        work.may_finish.set()
+        await until(lambda: work.deployed == ["a person's", "c"])
 
 
 async def test_rollouts_that_hand_over_do_not_starve_delivery() -> None:

@@ -165,6 +165,9 @@ class Slow:
     def interval(self, key: str) -> float:
         return 3600.0
 
+    def urgent(self, prepared: str) -> bool:
+        return False
+
     async def head(self, key: str) -> str:
         return ""
 
