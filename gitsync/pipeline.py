@@ -15,6 +15,7 @@ Application, has written itself. The steps stand in ``preparing``, ``delivering`
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from gitsync.application import Application
 from gitsync.attempt import (
@@ -24,6 +25,7 @@ from gitsync.attempt import (
     Outcome,
     Prepared,
     Target,
+    answered,
     begun,
     decision_of,
     handled,
@@ -245,6 +247,10 @@ class Pipeline:
             )
             if prepared.dismantles:
                 return Outcome(retry_after=self.interval(key))
+            if mark := prepared.rollback:  # no restart may ask for it once more
+                await self._ledger.save(
+                    prepared.application, memory, lambda now: replace(now, approvals=answered(now, mark))
+                )
             if memory.record is None or memory.record.attempt is None:
                 return Outcome()
             memory.decided = None  # what was begun must not stay as a half: it goes on, or is taken back

@@ -1048,6 +1048,25 @@ async def test_a_request_to_go_back_is_not_lost_to_a_commit_that_comes_before_it
     assert await room.data("a") == {"k": "4"}
 
 
+async def test_a_request_to_go_back_that_is_refused_when_it_would_begin_is_not_made_again_by_a_restart(
+    room: Room,
+) -> None:
+    for number in "12":
+        room.commit({"a": config("a", k=number)})
+        await room.sync()
+    room.follow(annotations={"rollback": "@now"})
+    prepared = await room.plan()
+    await room.tools.records.save(await room.record())  # as a rollout does that came in between
+    await room.pipeline.forget(room.key)
+    await room.cluster.patch(room.ref("a"), {"immutable": True})
+    await room.apply(prepared)
+    assert room.refusal == "ImmutableField"
+    await room.cluster.delete(room.ref("a"), str((await room.live("a") or {})["metadata"]["uid"]))
+    await room.restart()
+    again = await room.prepare()
+    assert again is None or not again.rollback
+
+
 async def test_a_request_to_go_back_that_was_planned_twice_is_followed_once(room: Room) -> None:
     for number in "12":
         room.commit({"a": config("a", k=number)})
