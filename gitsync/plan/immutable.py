@@ -62,6 +62,19 @@ _TABLE: dict[tuple[str, str], tuple[str, str]] = {
     ("", "Secret"): (r"type\b", _ANEW),
 }
 _SEALED = re.compile(r"(data|binaryData|immutable)\b")
+#: What the API server writes into these itself when they are left out, by the last name of the path.
+_GIVEN: dict[str, JsonValue] = {
+    "type": "Opaque",
+    "podManagementPolicy": "OrderedReady",
+    "volumeMode": "Filesystem",
+    "reclaimPolicy": "Delete",
+    "volumeBindingMode": "Immediate",
+    "preemptionPolicy": "PreemptLowerPriority",
+    "apiGroup": "rbac.authorization.k8s.io",
+    "apiVersion": "v1",  # of a claim's template, as are the next ones
+    "kind": "PersistentVolumeClaim",
+    "status": {"phase": "Pending"},
+}
 
 #: Deleting one of these deletes what cannot be made again.
 _NEVER_REPLACED = frozenset(
@@ -86,7 +99,7 @@ def frozen(ref: ObjectRef, desired: Json, live: Json, fields: Sequence[FieldChan
     found = [
         Frozen(change.path, hint)
         for change in fields
-        if re.match(pattern, change.path) and not _may_be_set_once(kind, change)
+        if re.match(pattern, change.path) and not _may_be_set_once(kind, change) and not _comes_back(change)
     ]
     if kind in (("", "ConfigMap"), ("", "Secret")) and live.get("immutable") is True:
         found += [Frozen(change.path, f"it is immutable: {_ANEW}") for change in fields if _SEALED.match(change.path)]
@@ -98,6 +111,12 @@ def frozen(ref: ObjectRef, desired: Json, live: Json, fields: Sequence[FieldChan
 def _may_be_set_once(kind: tuple[str, str], change: FieldChange) -> bool:
     """An address that the Service did not have yet, or that it gives up with its type, is no change of one."""
     return kind == ("", "Service") and (change.before is None or change.after is None)
+
+
+def _comes_back(change: FieldChange) -> bool:
+    """Whether git leaves out only what the server writes there anyway: then nothing changes."""
+    name = change.path.rpartition(".")[2]
+    return change.after is None and name in _GIVEN and change.before == _GIVEN[name]
 
 
 def _shrinks(desired: Json, live: Json) -> bool:

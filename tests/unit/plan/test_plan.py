@@ -262,6 +262,40 @@ def test_immutable_fields(live: str, old: str, new: str, field: str) -> None:
         assert ("replaced", "warning") in [(finding.rule, finding.level) for finding in result.findings]
 
 
+# a manifest, what git leaves out of it, what of it is ours
+GIVEN: list[tuple[str, str, str]] = [
+    (STATEFUL, "podManagementPolicy: OrderedReady, ", "{f:spec: {f:podManagementPolicy: {}}}"),
+    (STATEFUL.replace("{metadata: {name: d}", "{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {name: d}"),
+     "apiVersion: v1, kind: PersistentVolumeClaim, ", "{f:spec: {f:volumeClaimTemplates: {}}}"),
+    (STATEFUL.replace("spec: {resources", "status: {phase: Pending}, spec: {resources"), "status: {phase: Pending}, ",
+     "{f:spec: {f:volumeClaimTemplates: {}}}"),
+    (STATEFUL.replace("spec: {resources", "spec: {volumeMode: Filesystem, resources"), "volumeMode: Filesystem, ",
+     "{f:spec: {f:volumeClaimTemplates: {}}}"),
+    (CLAIM.replace("storageClassName: a", "volumeMode: Filesystem"), "volumeMode: Filesystem, ", "{f:spec: {f:volumeMode: {}}}"),
+    (VOLUME.replace("hostPath", "volumeMode: Filesystem, hostPath"), "volumeMode: Filesystem, ", "{f:spec: {f:volumeMode: {}}}"),
+    (CLASS.replace("parameters", "reclaimPolicy: Delete, parameters"), "reclaimPolicy: Delete, ", "{f:reclaimPolicy: {}}"),
+    (CLASS.replace("parameters", "volumeBindingMode: Immediate, parameters"), "volumeBindingMode: Immediate, ", "{f:volumeBindingMode: {}}"),
+    ("{apiVersion: scheduling.k8s.io/v1, kind: PriorityClass, metadata: {name: p}, preemptionPolicy: PreemptLowerPriority, value: 1}",
+     "preemptionPolicy: PreemptLowerPriority, ", "{f:preemptionPolicy: {}}"),
+    (BINDING.replace("kind: Role,", "apiGroup: rbac.authorization.k8s.io, kind: Role,"), "apiGroup: rbac.authorization.k8s.io, ", "{f:roleRef: {}}"),
+    (SECRET.replace("a/b", "Opaque"), "type: Opaque, ", "{f:type: {}}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("live", "default", "owned"), GIVEN)
+def test_a_default_that_git_no_longer_spells_out_is_no_change_of_an_immutable_field(
+    live: str, default: str, owned: str
+) -> None:
+    assert default in live
+    there = cluster(live)
+    (obj,) = there.values()
+    obj["metadata"]["managedFields"] = [{"manager": "gitsync", "operation": "Apply", "fieldsV1": yaml.safe_load(owned)}]
+    git, previous = live.replace(default, ""), cluster(live)
+    for accepted in (False, True):
+        change = only(make(git, there, previous=previous, accept_interruption=accepted))
+        assert change.action is Action.UPDATE  # which a dry run shows to have no effect
+
+
 def test_no_value_of_a_secret_is_in_a_refusal() -> None:
     sealed = SECRET.replace("type:", "immutable: true, type:")
     error = refused(sealed.replace("data: {x: YQ==}", "stringData: {x: hunter2}"), cluster(sealed))
