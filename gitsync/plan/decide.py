@@ -134,9 +134,15 @@ def autoscaled(manifests: Iterable[Manifest], live: Iterable[Json]) -> frozenset
 # ---------------------------------------------------------------- one object
 
 
+_CLUSTER_ROLE = ("rbac.authorization.k8s.io", "ClusterRole")
+
+
 def _sent(manifest: Manifest, owner: str) -> Manifest:
-    """What is really sent: with our labels."""
+    """What is really sent: with our labels. The rules of a ClusterRole that gathers those of others are the server's:
+    git's ``rules: []`` would take them from everybody who has the role, until its controller writes them again."""
     namespace, _, name = owner.partition("/")
+    if (manifest.ref.group, manifest.ref.kind) == _CLUSTER_ROLE and as_map(manifest.object, "aggregationRule"):
+        manifest = replace(manifest, object={key: value for key, value in manifest.object.items() if key != "rules"})
     metadata = as_map(manifest.object, "metadata")
     if not isinstance(metadata.get("labels") or {}, dict):  # the server says what is wrong with them
         return manifest

@@ -176,6 +176,18 @@ def test_all_refusals_are_named_at_once() -> None:
     assert refused(many, cluster(many, owner="prod/other")).message.endswith(" and 5 more")
 
 
+def test_the_rules_that_a_cluster_role_gathers_from_others_are_not_taken_from_it() -> None:
+    role = """{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: a}, rules: [],
+     aggregationRule: {clusterRoleSelectors: [{matchLabels: {a: b}}]}}"""
+    assert "rules" not in only(make(role)).manifest.object
+    live = cluster(role)
+    (obj,) = live.values()
+    obj["rules"] = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]
+    assert only(make(role, live)).action is Action.UNCHANGED
+    alone = role.replace("aggregationRule", "x")
+    assert only(make(alone, live)).action is Action.UPDATE
+
+
 # ---------------------------------------------------------------- immutable fields
 
 DEPLOYMENT = """{apiVersion: apps/v1, kind: Deployment, metadata: {name: web, namespace: shop}, spec: {replicas: 2, selector: {matchLabels: {app: web}},
