@@ -329,6 +329,11 @@ def left(obj: Json) -> list[Json]:
     return [each for each in entries if each.get("reason") == "RolledBack"]
 
 
+def is_held(obj: Json) -> bool:
+    """Whether it waits for a person's approval."""
+    return condition(obj, "Ready").get("reason") in (Held.reason, Held.unrelated)
+
+
 def conclude(obj: Json, output: Output) -> None:
     """Print how it ended; exit 0 only for a healthy one."""
     row = summary(obj)
@@ -341,7 +346,7 @@ def conclude(obj: Json, output: Output) -> None:
 
     emit(row, output, table)
     if row["ready"] != "True":
-        raise typer.Exit(3 if condition(obj, "Ready").get("reason") == Held.reason else 1)
+        raise typer.Exit(3 if is_held(obj) else 1)
 
 
 def token() -> str:
@@ -485,7 +490,7 @@ def approve(
             obj = await read(cluster, ref)
             attempt = cast("Json", status_of(obj).get("lastAttempt") or {})
             held = cast("Json", status_of(obj).get("counts") or {}).get("held")  # stays while something else is told
-            waits = held or condition(obj, "Ready").get("reason") == Held.reason
+            waits = held or is_held(obj)
             sha = (revision or (str(attempt.get("revision", "")) if waits else "")).rsplit(":", 1)[-1]
             if not sha:
                 hint = f"'gitsync get {name} -o wide' tells how it is; a revision that is still to come has to be named"

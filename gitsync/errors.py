@@ -106,3 +106,4 @@ class Held(GitsyncError):
     """Nothing is wrong, but a person must approve first (much would be deleted, history was rewritten)."""
 
     reason = "ApprovalRequired"
+    unrelated = "UnrelatedHistory"  # the reason of the second

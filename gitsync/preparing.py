@@ -149,7 +149,7 @@ class Preparing:
                 doing="following the history of",
                 ref=application.ref,
                 hint=f"if that is meant: 'gitsync approve {application.key}'",
-                reason="UnrelatedHistory",
+                reason=Held.unrelated,
             )
 
     async def render(self, application: Application, record: Record, snapshot: Snapshot) -> Desired:

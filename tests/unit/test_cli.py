@@ -315,6 +315,7 @@ async def test_who_asks_where_no_gitsync_runs_is_told_so(place: Place, monkeypat
     [
         ((), "ReconciliationSucceeded", "nothing waits for approval"),
         ((), "ApprovalRequired", "approved bbbbbbbbbbbb"),
+        ((), "UnrelatedHistory", "approved bbbbbbbbbbbb"),
         (("bbbbbb",), "ApprovalRequired", "names no commit"),
         (("main",), "ApprovalRequired", "names no commit"),
         (("ccccccc",), "ReconciliationSucceeded", "approved ccccccc"),
