@@ -132,6 +132,8 @@ def _wave(manifest: Manifest) -> tuple[int, int]:
             continue
         if isinstance(text, str) and re.fullmatch(r"[+-]?[0-9]{1,9}", text.strip()):
             return phase if key == ANNOTATION_HOOK_WEIGHT else 0, int(text)
+        if key == ANNOTATION_HOOK_WEIGHT:
+            break  # to helm, what is no number weighs nothing
         raise Invalid(
             f"{key} must be a whole number in quotes, such as '-1' or '5', not {text!r}",
             doing="ordering",
@@ -146,4 +148,6 @@ def _phase(hook: object) -> int:
     events = {event.strip() for event in hook.split(",")} if isinstance(hook, str) else set[str]()
     if "pre-install" in events:
         return -1
-    return 1 if events and events <= {"post-install", "post-upgrade"} else 0
+    # Hooks of a deletion, a rollback or a test are no part of a rollout: what else a hook is for says where it goes.
+    sent = events & {"crd-install", "pre-upgrade", "post-install", "post-upgrade"}
+    return 1 if sent and sent <= {"post-install", "post-upgrade"} else 0

@@ -223,6 +223,8 @@ def hook(name: str, events: str = "", weight: str = "0", **more: str) -> Manifes
 def test_hooks_of_a_chart_run_before_and_after_the_rest_by_weight() -> None:
     manifests = [
         hook("smoke", "post-install, post-upgrade"),
+        hook("warm", "post-install,post-upgrade,post-rollback,test", "1"),
+        hook("unweighed", "pre-install", ""),
         hook("plain"),
         hook("upgrade", "pre-upgrade", "-9"),
         hook("both", "post-install,pre-upgrade"),
@@ -230,5 +232,5 @@ def test_hooks_of_a_chart_run_before_and_after_the_rest_by_weight() -> None:
         hook("account", "pre-install,pre-upgrade", "-5"),
         hook("wave", "pre-install", "-5", **{"gitsync.dev/sync-wave": "2"}),
     ]
-    order = [["account"], ["migrate"], ["plain", "upgrade", "both"], ["wave"], ["smoke"]]
+    order = [["account"], ["unweighed"], ["migrate"], ["plain", "upgrade", "both"], ["wave"], ["smoke"], ["warm"]]
     assert names(waves(manifests)) == [[f"ConfigMap/{each}" for each in one] for one in order]
