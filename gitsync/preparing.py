@@ -214,6 +214,8 @@ class Preparing:
         for image in images.images:
             if image.built:
                 self._tools.reporter.metrics.built(image.seconds, succeeded=True)
+        if images.bases != bases:  # one was gone: the next time, the commit is known by what it is built on now
+            memory.digest = input_digest(desired, {image.name: image.fingerprint for image in images.images})
         return images
 
     def _specs(

@@ -23,7 +23,7 @@ from gitsync.cluster.answers import Forbidden, Rejected
 from gitsync.cluster.client import Cluster
 from gitsync.cluster.record import Record, Records
 from gitsync.errors import GitsyncError, Invalid, Transient, Waiting
-from gitsync.images import Images
+from gitsync.images import Images, process
 from gitsync.images.buildah import Buildah
 from gitsync.ledger import Defaults, Tools
 from gitsync.model import Action, Applied, Health, HealthStatus, Json, ObjectRef, Stage, SyncStatus
@@ -37,6 +37,7 @@ from gitsync.report.status import Observation
 from gitsync.rollout.follow import Drift
 from gitsync.scheduler import Scheduler
 from gitsync.source import GitPolicy, GitSource
+from tests.registry import TestRegistry
 from tests.unit.cluster.conftest import cluster, namespace
 from tests.unit.rollout.conftest import body
 from tests.unit.source.conftest import Repository, work
@@ -596,6 +597,31 @@ async def test_an_image_that_looks_like_ours_but_is_not_built_is_named(room: Roo
     assert told.startswith("ImageLeftAlone: image shop/web:v1 (")
     assert "manifests/web.json" in told
     assert "has the tag “v1”, so web/Dockerfile is not built for it" in told
+
+
+async def test_a_commit_is_known_again_although_its_base_was_gone(room: Room, tmp_path: Path) -> None:
+    async with TestRegistry(tmp_path / "registry") as registry:
+        old, new = [await registry.push_image("base", "1", {"etc/word": word}) for word in (b"old", b"new")]
+        await registry.delete("base", old)
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry", "namespace": room.namespace}}
+        await room.cluster.apply(secret | {"stringData": {".dockerconfigjson": registry.dockerconfigjson().decode()}})
+        room.follow(registry={"repository": f"{registry.host}/team", "secretRef": {"name": "registry"}})
+        room.commit({"a": config("a")})
+        await room.sync()
+
+        base = f"{registry.host}/base:1"
+        room.work.write("web/Dockerfile", f"FROM {base}\n")
+        pod = {"containers": [{"name": "main", "image": "web"}]}
+        room.commit({"web": deployment(template={"metadata": {"labels": {"app": "web"}}, "spec": pod})})
+        await room.tools.records.save(replace(await room.record(), bases={base: old}))
+        await room.restart()
+        first = await room.plan()
+        assert first.images.bases == {base: new}
+
+        await room.tools.records.save(replace(await room.record(), bases={base: new}))
+        await room.restart()
+        assert (await room.plan()).digest == first.digest
+    process.remove(tmp_path / "layers")
 
 
 async def test_a_registry_login_that_cannot_be_read_waits_until_it_is_mended(room: Room) -> None:
