@@ -166,7 +166,7 @@ def web_options(settings: Settings, redactor: Redactor) -> server.Options:
     secrets: tuple[str, ...] = ()
     if settings.webhook_secret_file:
         secrets = parse_secrets(read_secret_file(settings.webhook_secret_file, "--webhook-secret-file"))
-    redactor.learn(*secrets, *([token] if token else []))
+    redactor.learn(*secrets, token, keep=True)
     return server.Options(token=token, public=settings.public_status, webhook_secrets=secrets)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import base64
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 from urllib.parse import quote
 
 MASK = "***"
 _SHORTEST = 6  # shorter values would mask ordinary words
-_MOST = 4096
+_MOST = 32768  # an ssh key has fifty lines, and each is one; hosts want another key for each repository
 _DEEPEST = 8
 
 # Each replacement keeps what tells a reader where the secret was. Quantifiers are bounded: texts come from outside.
@@ -43,30 +43,56 @@ class Redactor:
     """Masks learned values and whatever has the shape of a credential. Call it with a text."""
 
     def __init__(self, values: Iterable[str] = ()) -> None:
-        self._values: OrderedDict[str, None] = OrderedDict()
-        self._pattern: re.Pattern[str] | None = None
+        self._kept: set[str] = set()
+        self._values: OrderedDict[str, None] = OrderedDict()  # the longest unused first
+        # How many values have a form, by its beginning. One regular expression of all of them would have to be made
+        # anew for each value, and to try thousands of words at each character.
+        self._forms: dict[str, Counter[str]] = {}
         self.learn(*values)
 
-    def learn(self, *values: str) -> None:
-        """Mask these values from now on, also as base64 and percent-encoded. The oldest of thousands are forgotten."""
+    def learn(self, *values: str, keep: bool = False) -> None:
+        """Mask these values from now on, also as base64 and percent-encoded.
+
+        Of tens of thousands, those are forgotten that were learned, or learned again, the longest time ago; never those
+        to ``keep``.
+        """
         lines = {line.strip() for value in values for line in (value, *value.splitlines())}
-        fresh = {line for line in lines if len(line) >= _SHORTEST} - self._values.keys()
-        if not fresh:
-            return
-        self._values.update(dict.fromkeys(sorted(fresh)))
+        for value in sorted(line for line in lines if len(line) >= _SHORTEST):
+            if value in self._values:
+                self._values.move_to_end(value)
+            elif value not in self._kept:
+                for form in _forms(value):
+                    self._forms.setdefault(form[:_SHORTEST], Counter())[form] += 1
+                self._values[value] = None
+            if keep and value in self._values:
+                del self._values[value]
+                self._kept.add(value)
         while len(self._values) > _MOST:
-            self._values.popitem(last=False)
-        forms: set[str] = set()
-        for value in self._values:
-            forms |= {value, quote(value, safe="", errors="replace")}
-            forms.add(base64.b64encode(value.encode(errors="replace")).decode().rstrip("="))
-        # longest first: a secret that begins with another one must not leave its tail behind
-        longest_first = sorted(forms, key=lambda form: (-len(form), form))
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if forms else None
+            self._forget(self._values.popitem(last=False)[0])
+
+    def _forget(self, value: str) -> None:
+        for form in _forms(value):
+            alike = self._forms[form[:_SHORTEST]]
+            alike[form] -= 1
+            if not alike[form]:
+                del alike[form]
+            if not alike:
+                del self._forms[form[:_SHORTEST]]
+
+    def _masked(self, text: str) -> str:
+        known, parts, end = self._forms, list[str](), 0
+        for at in [at for at in range(len(text) - _SHORTEST + 1) if text[at : at + _SHORTEST] in known]:
+            if at < end:
+                continue
+            alike = [form for form in known[text[at : at + _SHORTEST]] if text.startswith(form, at)]
+            if alike:
+                # the longest: a secret that begins with another one must not leave its tail behind
+                parts += [text[end:at], MASK]
+                end = at + max(map(len, alike))
+        return "".join([*parts, text[end:]]) if parts else text
 
     def __call__(self, text: str) -> str:
-        if self._pattern is not None:
-            text = self._pattern.sub(MASK, text)
+        text = self._masked(text)
         for pattern, replacement in _SHAPES:
             text = pattern.sub(replacement, text)
         return text
@@ -90,6 +116,12 @@ class Redactor:
         if isinstance(value, bytes):
             return f"<{len(value)} bytes>"
         return self(str(value))
+
+
+def _forms(value: str) -> set[str]:
+    """A learned value as it may turn up."""
+    encoded = base64.b64encode(value.encode(errors="replace")).decode().rstrip("=")
+    return {value, quote(value, safe="", errors="replace"), encoded}
 
 
 def shorten(text: str, size: int) -> str:

@@ -1,6 +1,7 @@
 """Nothing that is a secret, or looks like one, gets past the redactor; what tells a reader the place stays."""
 
 import base64
+import time
 
 import pytest
 
@@ -57,6 +58,35 @@ def test_the_oldest_of_thousands_are_forgotten() -> None:
     redactor = Redactor([f"value-{number:06}" for number in range(_MOST)])
     redactor.learn("the-newest-value")
     assert redactor("value-000000 value-000001 the-newest-value") == "value-000000 *** ***"
+
+
+def test_what_is_learned_again_or_to_be_kept_is_not_forgotten() -> None:
+    redactor = Redactor()
+    redactor.learn("the-api-token", keep=True)
+    redactor.learn("of-an-application", "of-nobody-any-more")
+    for number in range(_MOST):
+        redactor.learn(f"value-{number:06}")
+        if number % 1000 == 0:
+            redactor.learn("of-an-application", "the-api-token")
+    assert redactor("the-api-token of-an-application of-nobody-any-more") == "*** *** of-nobody-any-more"
+    assert len(redactor._values) == _MOST
+
+
+def test_a_value_that_is_another_ones_form_stays_known_when_that_one_is_forgotten() -> None:
+    redactor = Redactor(["first value"])
+    redactor.learn(*(f"value-{number:06}" for number in range(_MOST - 1)), "first%20value")
+    assert redactor("first value, first%20value") == "first value, ***"
+
+
+def test_a_deploy_key_for_each_of_hundreds_of_repositories_delays_nobody() -> None:
+    """Learned again in each run, and asked for each line of a log, on the loop that answers everybody."""
+    keys = ["\n".join(f"{key:03}{line:02}{'x' * 65}" for line in range(50)) for key in range(300)]
+    redactor, began = Redactor(["the-api-token"]), time.process_time()
+    for _ in range(2):
+        for key in keys:
+            redactor.learn(key)
+            assert redactor(f"{'a stage begins; ' * 20} the-api-token {key[:70]}").endswith(" *** ***")
+    assert time.process_time() - began < 5.0
 
 
 def test_short_values_would_mask_ordinary_words() -> None:
