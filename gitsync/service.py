@@ -352,7 +352,11 @@ class Service:
         if application is None:
             return None
         return picture(
-            application, self._reporter.said(key), self.pipeline.remembered(key), self.pipeline.build_log(key)
+            application,
+            self._reporter.said(key),
+            self.pipeline.remembered(key),
+            self.pipeline.build_log(key),
+            redact=self._reporter.redactor,
         )
 
     async def pods(self, key: str) -> tuple[PodView, ...]:
@@ -360,8 +364,8 @@ class Service:
         now = asyncio.get_running_loop().time()
         if key not in self._looked or now - self._looked[key][0] > POD_AGE:
             self._looked[key] = (now, asyncio.create_task(self.pipeline.pods(key), name=f"read pods of {key}"))
-        brought = brought_by(self.pipeline.remembered(key))
-        return tuple(pod_view(pod, brought) for pod in await asyncio.shield(self._looked[key][1]))
+        brought, redact = brought_by(self.pipeline.remembered(key)), self._reporter.redactor
+        return tuple(pod_view(pod, brought, redact) for pod in await asyncio.shield(self._looked[key][1]))
 
     def not_ready(self) -> str:
         if self._watcher is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gitsync.application import Application
@@ -13,6 +13,8 @@ from gitsync.rollout.health import health
 from gitsync.rollout.target import part
 from gitsync.web.board import Commit, Deployment, PodView, Step, StepState, View
 
+Redact = Callable[[str], str]
+
 _WAY: tuple[tuple[str, frozenset[Stage]], ...] = (
     ("commit", frozenset({Stage.SOURCE, Stage.RENDER})),
     ("images", frozenset({Stage.IMAGES})),
@@ -22,8 +24,11 @@ _WAY: tuple[tuple[str, frozenset[Stage]], ...] = (
 )
 
 
-def picture(application: Application, said: Said | None, record: Record | None, build_log: str = "") -> View:
-    """One Application as the page shows it. Pure."""
+def picture(
+    application: Application, said: Said | None, record: Record | None, build_log: str = "", *, redact: Redact
+) -> View:
+    """One Application as the page shows it. ``redact`` takes secrets out of what others said; ``status`` and
+    ``build_log`` are without them. Pure."""
     status: Mapping[str, Any] = said.written if said else application.status
     history = tuple(
         Deployment(
@@ -33,7 +38,7 @@ def picture(application: Application, said: Said | None, record: Record | None, 
             subject=entry.revision.subject,
             author=entry.revision.author,
             seconds=(entry.finished_at - entry.started_at).total_seconds(),
-            message=entry.message,
+            message=redact(entry.message),
         )
         for entry in (record.history if record else ())
     )
@@ -53,7 +58,7 @@ def picture(application: Application, said: Said | None, record: Record | None, 
         suspended=application.spec.sync.suspend,
         status=status,
         commit=commit,
-        steps=steps(said),
+        steps=steps(said, redact),
         history=history,
         build_log=build_log,
     )
@@ -75,7 +80,7 @@ def brought_by(record: Record | None) -> dict[str, str]:
     return {image.digest: str(revision) for revision, images in newest_first for image in images}
 
 
-def pod_view(pod: Json, brought: Mapping[str, str]) -> PodView:
+def pod_view(pod: Json, brought: Mapping[str, str], redact: Redact) -> PodView:
     """A live pod as the page shows it. ``brought``: digest of an image → revision that brought it."""
     found = health(pod)
     containers: list[Json] = pod["spec"]["containers"]
@@ -86,14 +91,14 @@ def pod_view(pod: Json, brought: Mapping[str, str]) -> PodView:
     return PodView(
         name=str(pod["metadata"]["name"]),
         state=StepState.WAITING if leaving else _POD_STATES.get(found.status, StepState.WAITING),
-        message="Shutting down" if leaving else found.message or found.status.value,
+        message="Shutting down" if leaving else redact(found.message) or found.status.value,
         revision=brought.get(digest, ""),
         digest=digest,
         restarts=sum(int(each.get("restartCount") or 0) for each in statuses),
     )
 
 
-def steps(said: Said | None) -> tuple[Step, ...]:
+def steps(said: Said | None, redact: Redact) -> tuple[Step, ...]:
     """How far the latest attempt got, as the five steps from commit to pods."""
     attempt = said.observation.attempt if said else None
     if said is None or attempt is None:
@@ -107,10 +112,10 @@ def steps(said: Said | None) -> tuple[Step, ...]:
         summary, details = "", ()
         if number == at:
             state = StepState.RUNNING if attempt.running else StepState.FAILED
-            summary = str(attempt.error) if attempt.error else attempt.message
+            summary = redact(str(attempt.error) if attempt.error else attempt.message)
         elif name == "images":
             details = tuple(image.reference for image in said.observation.images)
         elif name == "pods" and state is StepState.DONE:
-            summary = said.observation.health.message or said.observation.health.status.value
+            summary = redact(said.observation.health.message) or said.observation.health.status.value
         rows.append(Step(name=name, state=state, summary=summary, details=details))
     return tuple(rows)

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import os
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import AsyncMock, MagicMock
 
 import orjson
 import pytest
@@ -15,16 +17,18 @@ from gitsync.application import Application, ApplicationSpec, Source, crd, manif
 from gitsync.attempt import Handover, Memory, Outcome, Target
 from gitsync.cluster.cache import Entry, Observed
 from gitsync.cluster.client import Cluster
+from gitsync.cluster.record import HistoryEntry, Record
 from gitsync.errors import Transient
-from gitsync.model import Health, HealthStatus, Json, SyncStatus
+from gitsync.model import Health, HealthStatus, Json, Revision, SyncStatus
 from gitsync.report.metrics import Metrics
 from gitsync.report.redact import Redactor
-from gitsync.report.reporter import Reporter
+from gitsync.report.reporter import Reporter, Run
 from gitsync.sandbox import Sandbox
 from gitsync.scheduler import Scheduler
 from gitsync.service import Service, assemble, ensure_application, serve, web_options
 from gitsync.settings import Settings
 from gitsync.source import GitPolicy, GitSource, Ref
+from gitsync.web import api
 from tests.unit.report.test_reporter import Sink
 from tests.unit.source.conftest import Repository, work
 from tests.unit.test_scheduler import until
@@ -285,6 +289,35 @@ def test_the_secrets_of_the_surface_are_masked(tmp_path: Path) -> None:
     web_options(Settings.load(api_token_file=token, webhook_secret_file=secrets), redactor)
     for each in ("the-api-token", "the-first-secret", "the-second-secret"):
         assert redactor(f"it said {each}") == "it said ***"
+
+
+async def test_the_page_and_the_interface_show_no_secret_that_somebody_said() -> None:
+    now, metrics, redactor = datetime.now(UTC), Metrics(), Redactor(["hunter2-hunter2"])
+    revision = Revision(repository="https://git.example/shop.git", ref="main", sha="1" * 40)
+    entry = HistoryEntry(
+        revision=revision, started_at=now, finished_at=now, outcome="Restored", message="web said: hunter2-hunter2"
+    )
+    status = {"phase": "Failed", "message": "it got hunter2-hunter2"}
+    pod: Json = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, "spec": {"containers": []}}
+    web = application("web")
+    async with Reporter(Sink(), metrics=metrics, redactor=redactor, instance="test") as reporter:
+        service = Service(Settings.load(), MagicMock(), reporter, metrics)
+        service.parsed = {web.key: web}
+        service.pipeline = MagicMock(pods=AsyncMock(return_value=(pod | {"status": status},)))
+        service.pipeline.remembered.return_value = Record(application=web.ref, history=(entry,))
+        service.pipeline.build_log.return_value = ""
+
+        async def told() -> str:
+            view = service.application(web.key)
+            assert view is not None
+            return str(api.whole(replace(view, pods=await service.pods(web.key))))
+
+        run = Run(reporter, web)
+        run.tell("waits for web: it said hunter2-hunter2")
+        assert (await told()).count(" ***") == 3
+        run.failed(Transient("RUN curl -u ci:hunter2-hunter2 ended with code 22"))
+        assert "curl -u ci:*** ended" in await told()
+        assert "hunter2" not in await told()
 
 
 async def test_a_registry_login_that_is_replaced_counts_without_a_restart(tmp_path: Path) -> None:

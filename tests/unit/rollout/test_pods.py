@@ -40,7 +40,7 @@ async def test_the_pods_of_an_application_and_of_nobody_else(target: Target, nod
     while "containerStatuses" not in crashes.get("status", {}):
         pods = await pods_of_objects(target, [web, bare, missing, service(namespace)])
         crashes = next(pod for pod in pods if pod["metadata"]["name"] == "crashes")
-    crashed, *served = [pod_view(pod, {DIGEST: "main@sha1:1234"}) for pod in pods]
+    crashed, *served = [pod_view(pod, {DIGEST: "main@sha1:1234"}, str) for pod in pods]
     assert [view.name.rsplit("-", 2)[0] for view in served] == ["web", "web"]
     assert {(view.state, view.revision, view.digest) for view in served} == {(StepState.DONE, "main@sha1:1234", DIGEST)}
     assert (crashed.name, crashed.state, crashed.restarts, crashed.digest) == ("crashes", StepState.FAILED, 3, "")
