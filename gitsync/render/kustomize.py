@@ -10,7 +10,8 @@ import os
 import posixpath
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Final, cast
 
 import orjson
@@ -73,7 +74,23 @@ async def build(snapshot: Snapshot, directory: str, *, bounds: Bounds, size: int
             bounds=bounds,
             doing="building the kustomization",
             origin=origin,
+            clean=partial(_without_secrets, kustomizations=tuple(documents.values())),
         )
+
+
+def _without_secrets(said: str, kustomizations: Iterable[Json]) -> str:
+    """What kustomize says, which quotes all literals of a generator and whole patches: they may be of a Secret."""
+    said = re.sub(r"with config: `.*\n`: ", "", said, flags=re.DOTALL)
+    said = re.sub(r'\[patch: ".*"', "[patch", said, flags=re.DOTALL)
+    for kustomization in kustomizations:
+        generators: JsonValue = kustomization.get("secretGenerator")
+        for generator in cast("list[Any]", generators) if isinstance(generators, list) else ():
+            listed: JsonValue = cast("Json", generator).get("literals") if isinstance(generator, dict) else None
+            literals = [str(each) for each in cast("list[Any]", listed)] if isinstance(listed, list) else []
+            for literal in sorted(filter(None, literals), key=len, reverse=True):
+                name, equals, _ = literal.partition("=")
+                said = said.replace(literal, f"{name}=***" if equals else "***")
+    return said
 
 
 def take_origin(obj: JsonValue, directory: str) -> tuple[JsonValue, str]:

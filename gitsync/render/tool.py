@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,11 +34,19 @@ def find(*names: str) -> str | None:
 
 
 async def run(
-    argv: Sequence[str], *, directory: str, private: str, bounds: Bounds, doing: str, origin: Origin
+    argv: Sequence[str],
+    *,
+    directory: str,
+    private: str,
+    bounds: Bounds,
+    doing: str,
+    origin: Origin,
+    clean: Callable[[str], str] = str,
 ) -> bytes:
     """Standard output of a tool that exits with 0. Raises ``Invalid`` with its own words otherwise.
 
     ``private`` is a temporary directory of the caller's with a ``home`` in it; its path is cut from what the tool says.
+    ``clean`` takes out of that what nobody else may read.
     Its environment has no credential, no PATH (so no git, no plugin) and, for HTTP, a proxy that does not exist.
     """
     process = await asyncio.create_subprocess_exec(
@@ -67,7 +75,7 @@ async def run(
     if output is None:
         raise Invalid(f"gives more than {bounds.output} bytes", doing=doing, origin=origin)
     if code:
-        said = complaint.result().decode("utf-8", "replace").replace(f"{private}/", "").strip()
+        said = clean(complaint.result().decode("utf-8", "replace").replace(f"{private}/", "").strip())
         raise Invalid(said[-_SHOWN:] or f"ends with code {code}", doing=doing, origin=origin)
     return output
 

@@ -425,6 +425,10 @@ class _Composer:
             hint = _HINT_TEMPLATE
         return Unreadable(message, line=mark.line + self._first, column=mark.column + 1, hint=hint)
 
+    def _name(self, text: str) -> str:
+        """What an error calls a tag or an alias. In a Secret, or what generates one, it may be an unquoted password."""
+        return "***" if "ecret" in self._text else _shown(text)
+
     def _line(self, index: int) -> str:
         lines = self._text.splitlines()
         return lines[index] if index < len(lines) else ""
@@ -542,7 +546,11 @@ class _Composer:
     def _alias(self, event: Any) -> JsonValue:
         value = self._anchors.get(event.anchor, self)
         if value is self:
-            raise self._wrong(event, f"the alias '*{_shown(event.anchor)}' has no anchor before it in its document")
+            raise self._wrong(
+                event,
+                f"the alias '*{self._name(event.anchor)}' has no anchor before it in its document",
+                "quote it if it is a string",
+            )
         if value is _ABSENT:
             raise self._wrong(event, f"the anchor '&{_shown(event.anchor)}' contains itself")
         self._spend(self._sizes.get(id(value)) or self._size(value), event)
@@ -610,13 +618,15 @@ class _Composer:
         if tag == "float" and isinstance(value, int) and value < 1 << 63 and not isinstance(value, bool):
             return float(value)
         if actual != tag:
-            raise self._wrong(event, f"'{_shown(text)}' is no {tag}, as the tag '!!{tag}' says")
+            raise self._wrong(event, f"'{self._name(text)}' is no {tag}, as the tag '!!{tag}' says")
         return value
 
     def _wrong_tag(self, event: Any) -> Unreadable:
         tag: str = event.tag
-        shown = "!!" + tag.removeprefix(_PREFIX) if tag.startswith(_PREFIX) else tag
-        return self._wrong(event, f"the tag '{_shown(shown)}' means nothing to Kubernetes here", "remove it")
+        mark, name = ("!!", tag.removeprefix(_PREFIX)) if tag.startswith(_PREFIX) else ("!", tag.removeprefix("!"))
+        shown = f"{mark}{self._name(name)}"
+        hint = "remove it, or quote it if it begins a string"
+        return self._wrong(event, f"the tag '{shown}' means nothing to Kubernetes here", hint)
 
     def _key(self, event: Any) -> str:
         kind = _kind(event)

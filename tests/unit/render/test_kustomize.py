@@ -134,6 +134,26 @@ async def test_too_much_is_refused(commit: Commit) -> None:
         await render(snapshot, "prod", options=RenderOptions(bounds=Bounds(output=100)))
 
 
+@pytest.mark.parametrize(
+    ("kustomization", "words"),
+    [
+        ("secretGenerator: [{name: s, literals: [user=bob, pw=hunter2, 'pw:hunter2']}]\n", "expected key=value"),
+        (f"secretGenerator: [{{name: s, literals: [{', '.join(f'k{n}=hunter2{n:0300}' for n in range(9))}, hunter2]}}]",
+         "expected key=value"),
+        ("patches:\n- target: {kind: Secret}\n  patch: '[{op: add, path: /data/a, value: hunter2}'\n",
+         "unable to parse SM or JSON patch"),
+        ("patches:\n- patch: |-\n    kind: Secret\n    hunter2 `x`: y\n", "unable to parse SM or JSON patch"),
+    ],
+    ids=["literals", "many literals", "json patch", "merge patch"],
+)  # fmt: skip
+async def test_what_kustomize_says_holds_no_value_of_a_secret(commit: Commit, kustomization: str, words: str) -> None:
+    secret = "{apiVersion: v1, kind: Secret, metadata: {name: s2}, data: {a: eA==}}\n"
+    with pytest.raises(Invalid, match=words) as caught:
+        await render(await commit({"app/kustomization.yaml": f"resources: [s.yaml]\n{kustomization}",
+                                   "app/s.yaml": secret}), "app")  # fmt: skip
+    assert "hunter2" not in str(caught.value)
+
+
 async def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Put a ``kustomize`` of our own first on PATH."""
     binary = tmp_path / "bin" / "kustomize"

@@ -13,7 +13,7 @@ REFUSED = [
     ('{"a": 1,\n "b": 2,\n "a": 3}', 3, 2, "first on line 1", "keep one"),
     ("b: 1\n<<: {b: 2}\nb: 3\n", 3, 1, "second time, first on line 2", "keep one"),
     ("a: 1\n---\nb: 1\nb: 2\n", 4, 1, "first on line 3", "keep one"),
-    ("a: *x\n", 1, 4, "the alias '*x' has no anchor", ""),
+    ("a: *x\n", 1, 4, "the alias '*x' has no anchor", "quote it"),
     ("a: 1\nb: &x [*x]\n", 2, 8, "the anchor '&x' contains itself", ""),
     ("a: 1\nb: .inf\n", 2, 4, ".inf has no place in JSON", "quote it"),
     ("a: !!float .nan\n", 1, 4, ".nan has no place in JSON", "quote it"),
@@ -83,6 +83,16 @@ def test_an_error_of_a_file_names_repository_commit_and_file() -> None:
         "while reading (shop@aaaaaaa web.yaml:2:1): the key 'a' stands here for a second time, first on line 1; "
         "keep one of them: kubectl would silently take the second"
     )
+
+
+@pytest.mark.parametrize("password", ["!Hunter2", "!!hunter2", "*hunter2", "!<hunter2> x", "!!int hunter2"])
+@pytest.mark.parametrize("head", ["kind: Secret\nstringData:", "secretGenerator:\n- literals:"])
+def test_a_password_that_nobody_quoted_is_not_repeated(head: str, password: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        parse(f"{head}\n    password: {password}\n".encode())
+    assert caught.value.line == 3
+    assert "unter2" not in caught.value.message
+    assert "quote it" in caught.value.hint or password.startswith("!!int")
 
 
 def test_a_byte_order_mark_at_the_start_is_accepted_as_kubectl_does() -> None:
