@@ -264,6 +264,7 @@ class Preparing:
                 hint=error.hint,
                 reason="RegistryLoginUnreadable",
             ) from error
+        self._tools.reporter.redactor.learn(*login.secrets)
         push = registry.repository or self._tools.defaults.push
         pull = registry.pull_repository or ("" if registry.repository else self._tools.defaults.pull)
         return Destination(push=push, pull=pull, credentials=login)

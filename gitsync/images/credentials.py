@@ -42,6 +42,14 @@ class RegistryCredentials:
     logins: Mapping[str, Login] = field(default_factory=dict[str, Login], repr=False)
     helpers: Mapping[str, str] = field(default_factory=dict[str, str])  # host → docker-credential-<name>; "": any host
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every value that must not come back in a message."""
+        values = {each for login in self.logins.values() for each in (login.password, login.identity_token) if each} | {
+            login.basic.removeprefix("Basic ") for login in self.logins.values() if login.password
+        }
+        return tuple(sorted(values))
+
     @classmethod
     def from_dockerconfigjson(cls, data: bytes, *, source: str) -> "RegistryCredentials":
         """The value of ``.dockerconfigjson``, which no error quotes. Helpers named in it are ignored."""

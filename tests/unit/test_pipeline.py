@@ -586,6 +586,18 @@ async def test_the_password_of_a_secret_is_masked_from_then_on(room: Room) -> No
     assert room.tools.reporter.redactor("it said hunter2-hunter2") == "it said ***"
 
 
+async def test_the_login_of_a_registry_is_masked_from_then_on(room: Room) -> None:
+    """A registry's or a builder's own words are told when it refuses, and may repeat what it was sent."""
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry", "namespace": room.namespace}}
+    auths = {"r.example": {"auth": "cm9ib3Q6aHVudGVyMi1odW50ZXIy"}, "s.example": {"identitytoken": "token-of-bob"}}
+    await room.cluster.apply(secret | {"stringData": {".dockerconfigjson": json.dumps({"auths": auths})}})
+    room.commit({"a": config("a")})
+    room.follow(registry={"secretRef": {"name": "registry"}})
+    await room.plan()
+    said = room.tools.reporter.redactor("bad login robot hunter2-hunter2, cm9ib3Q6aHVudGVyMi1odW50ZXIy, token-of-bob")
+    assert said == "bad login robot ***, ***, ***"
+
+
 async def test_an_image_that_looks_like_ours_but_is_not_built_is_named(room: Room) -> None:
     room.work.write("web/Dockerfile", "FROM scratch\n")
     pod = {"containers": [{"name": "main", "image": "shop/web:v1"}, {"name": "cache", "image": "redis:7"}]}
