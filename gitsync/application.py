@@ -56,6 +56,7 @@ _REPOSITORY = r"^[a-z0-9][a-zA-Z0-9.:-]*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$"
 _IMAGE_NAME = r"^[a-z0-9][a-zA-Z0-9.:/_-]*$"
 _URL_SCHEMES = frozenset({"https", "http", "ssh", "git", "file"})
 _SCP_LIKE = re.compile(r"(?:[A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9.-]*:(?![/\\:])[^\s:]+")
+_CREDENTIALS = re.compile(r"[^/@:]+:[^/@][^@]*@")  # user:password@host/path, where somebody left out https://
 
 
 # ---------------------------------------------------------------- values
@@ -123,6 +124,8 @@ def check_repository_url(url: str) -> str:
     if url.startswith("-") or any(ord(char) <= 0x20 or ord(char) == 0x7F for char in url):
         raise ValueError("must not start with a dash or contain blanks or control characters")
     if "://" not in url:
+        if _CREDENTIALS.match(url):
+            raise ValueError("must not carry credentials: put them into a Secret and name it in source.secretRef")
         if _SCP_LIKE.fullmatch(url):
             return url
         raise ValueError("must be an https:// or ssh:// URL, or user@host:path")
@@ -256,6 +259,10 @@ class Source(_Model):
             "x-kubernetes-validations": [
                 {
                     "rule": "!self.matches('^[a-z]+://[^/]*@') || self.matches('^ssh://[^/:@]*@')",
+                    "message": "must not carry credentials: put them into a Secret and name it in source.secretRef",
+                },
+                {
+                    "rule": "!self.matches('^[^/@:]+:[^/@][^@]*@')",
                     "message": "must not carry credentials: put them into a Secret and name it in source.secretRef",
                 },
                 {
