@@ -1,7 +1,8 @@
 """The container engine, podman or docker, through its command line: the two agree on everything used here.
 
 Owns the subprocesses and what differs between machines (limits, runtimes), which it finds out by trying. Knows
-containers, not pods. No secret is ever an argument: values go through files and the engine's own environment.
+containers, not pods. No secret is an argument unless the pod makes it one: values go through files and the engine's own
+environment.
 """
 
 import asyncio

@@ -96,8 +96,11 @@ class Node:
         engine = "podman" if self.engine.podman else "docker"
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": f"pods run with {engine}",
                  "lastHeartbeatTime": stamp, "lastTransitionTime": stamp}  # fmt: skip
+        capacity = pods.CAPACITY | {"pods": "110"}
         status: Json = {
             "conditions": [ready],
+            "capacity": capacity,
+            "allocatable": capacity,
             "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}, {"type": "Hostname", "address": NAME}],
             "nodeInfo": {
                 "kubeletVersion": discovery.VERSION, "containerRuntimeVersion": engine, "osImage": "", "machineID": "",
@@ -548,7 +551,7 @@ class _Pod:
         if each.previous:
             await engine.remove(each.previous)
         each.previous, each.id = each.id, ""
-        command, env_args = self._command(each), pods.secret_environment(env, self._own(each))
+        command, env_args = self._command(each, env), pods.secret_environment(env, self._own(each))
         try:
             each.id = await engine.create([*args, *env_args[0], *command[0], image, *command[1]], env=env_args[1])
         except EngineError as error:
@@ -662,12 +665,12 @@ class _Pod:
             args += ["--workdir", each.spec["workingDir"]]
         if each.spec.get("stdin"):
             args += ["--interactive"]
-        args += [*pods.mounts(each.spec, self._places), *pods.security(pod, each.spec)]
+        args += [*pods.mounts(each.spec, self._places, env), *pods.security(pod, each.spec)]
         return args, env
 
-    def _command(self, each: _Container) -> tuple[list[str], list[str]]:
+    @staticmethod
+    def _command(each: _Container, env: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """(options, words after the image). ``command`` replaces the image's entrypoint and its arguments."""
-        env = {item["name"]: item.get("value", "") for item in many(each.spec, "env")}
         command = [pods.expand(word, env) for word in many(each.spec, "command")]
         words = [pods.expand(word, env) for word in many(each.spec, "args")]
         if command:

@@ -3,6 +3,7 @@ only below the pod's own directory.
 """
 
 import base64
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,9 @@ import orjson
 from gitsync.sandbox.rules import amount_of
 from gitsync.sandbox.schema import at, many
 from gitsync.sandbox.store import Json, Store
+
+CAPACITY = {"cpu": str(os.cpu_count() or 1), "memory": str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))}
+"""What the node has to give: the limit of a container that has none."""
 
 
 class NotReady(Exception):
@@ -33,6 +37,14 @@ def field(pod: Json, path: str) -> str:
     for part in path.split("."):
         node = cast("Json", node).get(part, "") if isinstance(node, dict) else ""
     return str(node)
+
+
+def _amount(container: Json, reference: Json) -> str:
+    """A ``resourceFieldRef``: ``limits.memory`` in units of its divisor, rounded up. A divisor of 0 stands for 1."""
+    what, _, name = reference["resource"].partition(".")
+    absent = CAPACITY.get(name, "0") if what == "limits" else "0"
+    amount = amount_of(str(at(container, "resources", what).get(name, absent)))
+    return str(math.ceil(round(amount / (amount_of(str(reference.get("divisor", "1"))) or 1), 6)))
 
 
 def _content(store: Store, kind: str, namespace: str, name: str) -> dict[str, bytes] | None:
@@ -78,11 +90,9 @@ def environment(store: Store, pod: Json, container: Json, services: Mapping[str,
         if reference := source.get("fieldRef"):
             value = field(pod, reference["fieldPath"])
         if reference := source.get("resourceFieldRef"):
-            what, _, name = reference["resource"].partition(".")
-            amount = at(container, "resources").get(what, {}).get(name, "0")
-            value = str(int(-(-amount_of(amount) // amount_of(str(reference.get("divisor") or "1") or "1"))))
+            value = _amount(container, reference)
         if value is not None:
-            env[each["name"]] = expand(value, env)
+            env[each["name"]] = value if source else expand(value, env)
     return env
 
 
@@ -100,6 +110,8 @@ def expand(text: str, env: Mapping[str, str]) -> str:
 def volumes(store: Store, pod: Json, root: Path) -> dict[str, Path]:
     """Make every volume of a pod below ``root``; returns where each is on this machine."""
     namespace = pod["metadata"]["namespace"]
+    containers = {each["name"]: each for group in ("initContainers", "containers") for each in many(pod["spec"], group)}
+    group: int | None = at(pod["spec"], "securityContext").get("fsGroup")
     found: dict[str, Path] = {}
     for volume in many(pod["spec"], "volumes"):
         place = root / volume["name"]
@@ -116,18 +128,22 @@ def volumes(store: Store, pod: Json, root: Path) -> dict[str, Path]:
             if reference := source.get("downwardAPI"):
                 known = True
                 for item in many(reference, "items"):
-                    text = field(pod, item["fieldRef"]["fieldPath"]) if "fieldRef" in item else ""
+                    if "fieldRef" in item:
+                        text = field(pod, item["fieldRef"]["fieldPath"])
+                    else:
+                        amount = item["resourceFieldRef"]
+                        text = _amount(containers.get(amount.get("containerName", ""), {}), amount)
                     files[item["path"]] = (text.encode(), reference.get("defaultMode", 0o644))
         if known:
-            _write(place, files)
+            _write(place, files, group)
         elif "emptyDir" in volume:
             place.mkdir(parents=True, exist_ok=True)
-            place.chmod(0o777)
+            _share(place, 0o777, group)
         elif "hostPath" in volume:
             found[volume["name"]] = Path(volume["hostPath"]["path"])
         else:
             kinds = ", ".join(key for key in volume if key != "name")
-            raise NotReady(f'MountVolume.SetUp failed for volume "{volume["name"]}": the sandbox has no {kinds}')
+            raise NotReady(f'volume "{volume["name"]}": the sandbox has no {kinds}')
     return found
 
 
@@ -141,7 +157,18 @@ def _chosen(content: dict[str, bytes], reference: Json, mode: int) -> dict[str, 
     return {item["path"]: (content[item["key"]], item.get("mode", mode)) for item in items if item["key"] in content}
 
 
-def _write(place: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
+def _share(path: Path, mode: int, group: int | None) -> None:
+    """Set the mode of a file or directory; the pod's ``fsGroup`` has it and may read it."""
+    if group is not None:
+        mode |= 0o440
+        try:
+            os.chown(path, -1, group)
+        except PermissionError:  # the engine is no root here, and the group is none of ours
+            mode |= 0o004
+    path.chmod(mode)
+
+
+def _write(place: Path, files: Mapping[str, tuple[bytes, int]], group: int | None) -> None:
     place.mkdir(parents=True, exist_ok=True)
     place.chmod(0o755)
     for name, (content, mode) in files.items():
@@ -151,19 +178,19 @@ def _write(place: Path, files: Mapping[str, tuple[bytes, int]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}.new")
         scratch.write_bytes(content)
-        scratch.chmod(mode)
+        _share(scratch, mode, group)
         scratch.replace(path)
     for path in place.rglob("*"):
         if path.is_file() and str(path.relative_to(place)) not in files:
             path.unlink()
 
 
-def mounts(container: Json, places: Mapping[str, Path]) -> list[str]:
-    """``--volume`` options."""
+def mounts(container: Json, places: Mapping[str, Path], env: Mapping[str, str]) -> list[str]:
+    """``--volume`` options. ``env``: the container's variables, which a ``subPathExpr`` names."""
     args: list[str] = []
     for mount in many(container, "volumeMounts"):
         source = places[mount["name"]]
-        if sub := mount.get("subPath"):
+        if sub := mount.get("subPath") or expand(mount.get("subPathExpr", ""), env):
             source = source / sub
             if not source.exists():
                 source.mkdir(parents=True)
@@ -179,7 +206,8 @@ def security(pod: Json, container: Json) -> list[str]:
     if "runAsUser" in context:
         group = f":{context['runAsGroup']}" if "runAsGroup" in context else ""
         args += ["--user", f"{context['runAsUser']}{group}"]
-    for group in many(context, "supplementalGroups"):
+    own = [context["fsGroup"]] if "fsGroup" in context else []
+    for group in [*own, *many(context, "supplementalGroups")]:
         args += ["--group-add", str(group)]
     if context.get("readOnlyRootFilesystem"):
         args += ["--read-only"]

@@ -153,9 +153,12 @@ def _fill_pod_spec(spec: Json) -> None:
         for source in ("configMap", "secret", "downwardAPI", "projected"):
             if volume.get(source) is not None:
                 _default(volume[source], defaultMode=420)
-        for item in at(volume, "downwardAPI").get("items", ()):
-            if "fieldRef" in item:
-                _default(item["fieldRef"], apiVersion="v1")
+        for source in (volume, *many(at(volume, "projected"), "sources")):
+            for item in many(at(source, "downwardAPI"), "items"):
+                if "fieldRef" in item:
+                    _default(item["fieldRef"], apiVersion="v1")
+            if token := source.get("serviceAccountToken"):
+                _default(token, expirationSeconds=3600)
 
 
 def _fill_template(spec: Json) -> None:

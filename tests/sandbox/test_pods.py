@@ -81,6 +81,46 @@ async def test_environment_and_volumes(cluster: Cluster, image: str) -> None:
     assert lines[7] == "0"
 
 
+async def test_what_arguments_and_volumes_refer_to(cluster: Cluster, image: str) -> None:
+    await cluster.apply(
+        {"kind": "ConfigMap", "metadata": {"name": "conf"}, "data": {"COLOR": "red"}},
+        {"kind": "Secret", "metadata": {"name": "sec"}, "stringData": {"password": "hunter2$(WHO)"}},
+    )
+    env = [
+        {"name": "WHO", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "sec", "key": "password"}}},
+        {"name": "UNLIMITED", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "0"}}},
+    ]
+    cpu = {"containerName": "main", "resource": "limits.cpu", "divisor": "1m"}
+    sources: list[Json] = [
+        {"secret": {"name": "sec"}},
+        {"downwardAPI": {"items": [{"path": "cpu", "resourceFieldRef": cpu}]}},
+        {"serviceAccountToken": {"path": "token"}},
+    ]
+    volumes: list[Json] = [
+        {"name": "all", "projected": {"sources": sources, "defaultMode": 0o400}},
+        {"name": "data", "emptyDir": {}},
+    ]
+    mounts = [
+        {"name": "all", "mountPath": "/all"},
+        {"name": "data", "mountPath": "/data"},
+        {"name": "data", "mountPath": "/own", "subPathExpr": "$(WHO)"},
+    ]
+    script = 'echo "$0 $1"; test "$UNLIMITED" -gt 1000000 && echo much; cat /all/cpu /all/password; echo; ls /data'
+    body = pod("refer", image, script, args=["$(PASSWORD)", "$(COLOR)$(NONE)"], env=env, volumeMounts=mounts)
+    # A user who is not root reads what only its owner may: as a member of the group that has the volumes.
+    body["spec"] |= {"volumes": volumes, "securityContext": {"runAsUser": 1000, "fsGroup": 2000}}
+    body["spec"]["containers"][0] |= {
+        "resources": {"limits": {"cpu": "500m"}},
+        "envFrom": [{"configMapRef": {"name": "conf"}}],
+    }
+    await cluster.apply(body)
+    await cluster.until("pods", "refer", ended)
+    lines = (await cluster.kubectl("logs", "refer")).splitlines()
+    assert lines == ["hunter2$(WHO) red$(NONE)", "much", "500hunter2$(WHO)", "refer"]
+    assert "TokenExpirationSeconds:  3600" in await cluster.kubectl("describe", "pod", "refer")
+
+
 async def test_no_secret_is_in_a_command_line(cluster: Cluster, image: str) -> None:
     await cluster.apply(
         {"kind": "Secret", "metadata": {"name": "sec"}, "stringData": {"one": "t0p-s3cret", "two": "t0p\ns3cret"}}
