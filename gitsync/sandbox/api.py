@@ -17,7 +17,7 @@ import orjson
 import yaml
 from aiohttp import web
 
-from gitsync.sandbox import discovery, selectors
+from gitsync.sandbox import discovery, protobuf, selectors
 from gitsync.sandbox.kinds import Resource
 from gitsync.sandbox.patches import PatchError, json_patch, merge_patch, strategic_merge
 from gitsync.sandbox.registry import Deletion, Options, Refusal, Registry, bad_request, not_found
@@ -28,9 +28,10 @@ from gitsync.sandbox.table import table
 MAX_BODY = 3 << 20
 """Bytes; what a real API server takes."""
 BOOKMARK_EVERY = 60.0
+_PROTOBUF = "application/vnd.kubernetes.protobuf"
 _ACCEPTED = (
-    "application/json, application/yaml (the sandbox reads no protobuf, which some kubectl create commands send: "
-    "add --dry-run=client -o json and pipe it into kubectl create -f -)"
+    f"application/json, application/yaml (of {_PROTOBUF} the sandbox reads only what kubectl create sends: add "
+    "--dry-run=client -o json and pipe it into kubectl create -f -)"
 )
 _PATCHES = (
     "application/json-patch+json",
@@ -522,6 +523,11 @@ def _options(request: web.Request) -> Options:
 
 
 async def _body(request: web.Request) -> Json:
+    if request.content_type == _PROTOBUF:
+        try:
+            return protobuf.decode(await request.read())
+        except protobuf.Unreadable as error:
+            raise _unsupported_media(_ACCEPTED) from error
     if request.content_type not in ("application/json", "application/yaml"):
         raise _unsupported_media(_ACCEPTED)
     return _mapping(_parsed(await request.read(), request.content_type))

@@ -1,5 +1,8 @@
 """A person with kubectl: the commands that the sandbox promises, and helpful words for what it does not have."""
 
+import json
+from typing import Any, cast
+
 import pytest
 import yaml
 
@@ -57,11 +60,53 @@ async def test_client_side_apply_and_create(cluster: Cluster) -> None:
     )
 
 
+async def test_kubectl_create_makes_what_it_says(cluster: Cluster) -> None:
+    """It sends protobuf; with ``--dry-run=client`` it prints the same as JSON."""
+    for command in (
+        "namespace made-by-kubectl",
+        "configmap c --from-literal=a=1 --from-literal=empty=",
+        "secret generic g --from-literal=a=b=c",
+        "secret docker-registry d --docker-server=h --docker-username=u --docker-password=p",
+        "serviceaccount s",
+        "deployment web --image=a:1 --replicas=0 --port=80 -- sh -c true",
+        "job j --image=a:1 -- true",
+        "service clusterip one --tcp=80:8080 --tcp=81:http",
+        "service nodeport two --tcp=80 --node-port=30999",
+        "service externalname three --external-name=example.com",
+        "role r --verb=get,list --resource=pods,deployments.apps --resource-name=x",
+        "clusterrole made-by-kubectl --verb=get --non-resource-url=/x",
+        "clusterrole aggregated-by-kubectl --aggregation-rule=a=b",
+        "rolebinding b --role=r --serviceaccount=default:s --user=u --group=g",
+        "clusterrolebinding made-by-kubectl --clusterrole=made-by-kubectl --user=u",
+        "poddisruptionbudget p --selector=a=b --min-available=50%",
+        "poddisruptionbudget q --selector=a=b --max-unavailable=1",
+    ):
+        words = command.split()
+        rest = words.index("--") if "--" in words else len(words)
+        said, made = [
+            json.loads(await cluster.kubectl("create", *words[:rest], "-o", "json", *dry, *words[rest:]))
+            for dry in (["--dry-run=client"], [])
+        ]
+        said.pop("status", None)  # the server's to say
+        assert not _leaves(said) - _leaves(made), command
+
+
+def _leaves(value: Any, place: str = "") -> set[tuple[str, Any]]:
+    if not isinstance(value, (dict, list)):
+        return set() if value is None else {(place, value)}
+    parts = cast("dict[Any, Any]", value if isinstance(value, dict) else dict(enumerate(cast("list[Any]", value))))
+    return {leaf for key, each in parts.items() for leaf in _leaves(each, f"{place}.{key}")}
+
+
 async def test_what_is_not_there_is_said_plainly(cluster: Cluster) -> None:
     assert 'doesn\'t have a resource type "statefulsets"' in await cluster.kubectl("get", "statefulsets", ok=False)
     body = yaml.safe_dump({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "d"}})
     assert 'no matches for kind "DaemonSet" in version "apps/v1"' in await cluster.kubectl(
         "apply", "-f", "-", stdin=body, ok=False
     )
-    assert "reads no protobuf" in await cluster.kubectl("create", "configmap", "c", ok=False)
+    path, media = cluster.api.path("v1", "configmaps"), "application/vnd.kubernetes.protobuf"
+    for raw in (b"", b"k8s\x00", b"k8s\x00\x0a\x7f", b"k8s\x00\x0a\x09\x12\x07Nothing\x12\x02\x08\x01"):
+        answer = await cluster.api.request("POST", path, raw, media=media)
+        assert (answer.code, answer.reason) == (415, "UnsupportedMediaType")
+        assert "--dry-run=client" in answer.message
     assert 'namespaces "nope" not found' in await cluster.kubectl("get", "namespace", "nope", ok=False)
