@@ -157,21 +157,32 @@ def _hold(directory: Path) -> Callable[[], None]:
     return lambda: os.close(descriptor)
 
 
+def _scratch() -> set[Path]:
+    """The temporary directories of sandboxes, living or not."""
+    return {file.parent for file in Path(tempfile.gettempdir()).glob("gitsync-sandbox-*/kubeconfig")}
+
+
 async def _clean_up(engine: Engine, directory: Path) -> None:
-    """Remove what killed sandboxes left: containers whose directory nobody holds, and the pods in it."""
-    for owner, containers in (await engine.owners()).items():
-        place = Path(owner)
-        descriptor = -1
-        if place != directory and os.path.isdir(place):  # noqa: ASYNC240 - one look at a local directory
+    """Remove what killed sandboxes left: containers whose directory nobody holds, the pods in it, and our scratch."""
+    owners = {Path(owner): containers for owner, containers in (await engine.owners()).items()}
+    scratch = _scratch()
+    for place in {*owners, *scratch} - {directory}:
+        try:
             descriptor = _lock(place)
-            if descriptor < 0:
-                continue  # its sandbox lives
-        await engine.remove(*containers)
-        shutil.rmtree(place / "pods", ignore_errors=True)
-        if descriptor >= 0:
+        except FileNotFoundError:
+            descriptor = None  # the directory is gone, too
+        except OSError:
+            continue  # somebody else's, on a shared engine or in a shared directory
+        if descriptor == -1:
+            continue  # its sandbox lives
+        if place in owners:
+            await engine.remove(*owners[place])
+        shutil.rmtree(place if place in scratch else place / "pods", ignore_errors=True)
+        if descriptor is not None:
             os.close(descriptor)
-            if place.name.startswith("gitsync-sandbox-") and place.parent == Path(tempfile.gettempdir()):
-                shutil.rmtree(place, ignore_errors=True)
+    if directory in owners:
+        await engine.remove(*owners[directory])
+    shutil.rmtree(directory / "pods", ignore_errors=True)
 
 
 def write_kubeconfig(path: Path, url: str) -> None:

@@ -117,6 +117,26 @@ asyncio.run(main())
         assert containers(killed) == []
 
 
+async def test_what_may_be_somebody_else_s_stays(image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several people share an engine, the directory of a sandbox is not always one that this one can look at."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    hidden, gone = tmp_path / "loop", tmp_path / "gone"
+    hidden.symlink_to(hidden)  # as good as a directory without the right to enter it, also for root
+    for owner in (hidden, gone):
+        made = [find(), "create", "--label", f"{OWNER_LABEL}={owner}", image, "true"]
+        subprocess.run(made, capture_output=True, check=True)
+    left = tmp_path / "gitsync-sandbox-killed"
+    left.mkdir()
+    (left / "kubeconfig").touch()
+    try:
+        async with start(tmp_path / "own"):
+            assert containers(gone) == []
+            assert len(containers(hidden)) == 1
+            assert not left.exists()
+    finally:
+        subprocess.run([find(), "rm", "--force", *containers(hidden), *containers(gone)], capture_output=True)
+
+
 async def test_a_directory_belongs_to_one_sandbox(tmp_path: Path) -> None:
     async with start(tmp_path, engine="none"):
         with pytest.raises(SandboxError, match="another sandbox uses"):
