@@ -8,6 +8,8 @@ A connection that is open stays with its pod until either side ends it; a new on
 
 import asyncio
 import errno
+import math
+import os
 import socket
 import struct
 from contextlib import suppress
@@ -16,13 +18,15 @@ from typing import Protocol
 
 import structlog
 
+from gitsync.sandbox import events
 from gitsync.sandbox.netns import NetworkNamespace, inside
 from gitsync.sandbox.registry import Options, Refusal, Registry
 from gitsync.sandbox.schema import at, many
-from gitsync.sandbox.store import Event, Expired, Json
+from gitsync.sandbox.store import Expired, Json
 
 ADDRESS = "sandbox.gitsync.dev/address"
 _SLICES = "endpointslices.discovery.k8s.io"
+_RETRY = 5.0  # seconds until a Service that could not be served is tried again, at the next write
 _log = structlog.get_logger(__name__)
 
 
@@ -64,6 +68,7 @@ class Proxy:
         self._network = network
         self._served: dict[tuple[str, str], _Served] = {}
         self._connections: set[asyncio.Task[None]] = set()
+        self._retry = math.inf
 
     def local_port(self, namespace: str, name: str, port: int) -> int:
         """The port on 127.0.0.1 at which a Service's port is served now; 0 if it is not."""
@@ -79,7 +84,8 @@ class Proxy:
                     await self._refresh()
                     async for batch in self._store.watch(revision):
                         revision = batch[-1].revision
-                        if any(self._concerns(event) for event in batch):
+                        late = asyncio.get_running_loop().time() >= self._retry
+                        if late or any(event.resource == "services" for event in batch):
                             await self._refresh()
                 except Expired:
                     revision = 0
@@ -90,10 +96,8 @@ class Proxy:
                 task.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
 
-    def _concerns(self, event: Event) -> bool:
-        return event.resource == "services"
-
     async def _refresh(self) -> None:
+        self._retry = math.inf
         wanted: dict[tuple[str, str], Json] = {}
         for service in self._store.items("services"):
             if service["spec"].get("clusterIP", "None") != "None":
@@ -111,16 +115,27 @@ class Proxy:
             if served is None or (served.ports, served.cluster_ip) != (ports, service["spec"]["clusterIP"]):
                 self._close(key)
                 served = self._served[key] = _Served(ports, service["spec"]["clusterIP"])
-                await self._open(key, served)
+                try:
+                    await self._open(key, served, service)
+                except OSError as error:  # this machine has no file or port left
+                    self._close(key)
+                    self._retry = asyncio.get_running_loop().time() + _RETRY
+                    self._tell(service, "is not served", error)
                 self._dialer.services_changed()
 
-    async def _open(self, key: tuple[str, str], served: _Served) -> None:
+    def _tell(self, service: Json, what: str, error: OSError) -> None:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        events.record(self._registry, service, "Warning", "NotServed", f"{what}: {why}", "gitsync-sandbox")
+
+    async def _open(self, key: tuple[str, str], served: _Served, service: Json) -> None:
         for port, _, node_port in served.ports:
             with suppress(OSError):
                 await self._listen(key, served, served.cluster_ip, port, port)
             if node_port:
-                with suppress(OSError):
+                try:
                     await self._listen(key, served, "127.0.0.1", node_port, port)
+                except OSError as error:
+                    self._tell(service, f"node port {node_port} of 127.0.0.1", error)
             try:
                 served.local[port] = await self._listen(key, served, "127.0.0.1", port, port)
             except OSError as error:
@@ -150,6 +165,8 @@ class Proxy:
 
     async def _listen(self, key: tuple[str, str], served: _Served, host: str, at: int, port: int) -> int:
         server = await asyncio.start_server(self._handler(key, port), host, at, backlog=512)
+        if not server.sockets:
+            raise OSError(errno.EMFILE, "no socket")  # asyncio keeps to itself why
         number = int(server.sockets[0].getsockname()[1])
         served.listeners[(host, number)] = server
         return number

@@ -52,6 +52,7 @@ _SERVER_OWNED = (
     "deletionTimestamp",
     "deletionGracePeriodSeconds",
 )
+_NODE_PORTS = range(30000, 32768)
 SERVICE_NETWORK = "127.96"
 """Services get addresses of the loopback network: a node can bind them without any right, and nothing can leave."""
 
@@ -557,16 +558,30 @@ class Registry:
             if not spec.get("externalIPs"):
                 spec.pop("externalTrafficPolicy", None)
             return
-        used = {(port.get("nodePort"), port["protocol"]) for each in others for port in many(each, "ports")}
+        used = {
+            (port["nodePort"], port["protocol"])
+            for each in others
+            for port in many(each, "ports")
+            if "nodePort" in port
+        }
         ports = many(spec, "ports")
         for index, port in enumerate(ports):
-            if (number := port.get("nodePort")) and (number, port["protocol"]) in used:
+            number = port.get("nodePort")
+            if number and number not in _NODE_PORTS:
+                first, last = _NODE_PORTS[0], _NODE_PORTS[-1]
+                why = f"provided port is not in the valid range. The range of valid ports is {first}-{last}"
+            elif (number, port["protocol"]) in used:
                 why = "provided port is already allocated"
-                raise self._invalid(resource, name, [rules.invalid(f"spec.ports[{index}].nodePort", number, why)])
+            else:
+                continue
+            raise self._invalid(resource, name, [rules.invalid(f"spec.ports[{index}].nodePort", number, why)])
         taken = {number for number, _ in used} | {port.get("nodePort") for port in ports}
         for port in ports:
             if not port.get("nodePort"):
-                port["nodePort"] = next(each for each in range(30000, 32768) if each not in taken)
+                port["nodePort"] = next((each for each in _NODE_PORTS if each not in taken), None)
+                if port["nodePort"] is None:
+                    why = "Internal error occurred: failed to allocate a nodePort: range is full"
+                    raise Refusal(500, "InternalError", why)
                 taken.add(port["nodePort"])
 
     def _unmodified(self, resource: Resource, live: Json, given: Json) -> None:

@@ -447,3 +447,12 @@ async def test_an_event_is_one_object_in_both_of_its_groups(api: Api) -> None:
     assert (changed.code, changed.body["series"]["count"], changed.body["note"]) == (200, 2, "it was changed")
     listed = (await api.get(path, fieldSelector="reason=Changed")).body
     assert (listed["kind"], [each["note"] for each in listed["items"]]) == ("EventList", ["it was changed"])
+
+
+async def test_a_node_port_lies_in_its_range(api: Api) -> None:
+    spec = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 8080}]}
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec}
+    answer = await api.post(api.path("v1", "services"), body)
+    assert_status(answer, 422, "Invalid")
+    why = "provided port is not in the valid range. The range of valid ports is 30000-32767"
+    assert answer.message == f'Service "web" is invalid: spec.ports[0].nodePort: Invalid value: 8080: {why}'

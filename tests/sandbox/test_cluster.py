@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -17,6 +18,8 @@ import pytest
 
 from gitsync.sandbox import Sandbox, SandboxError, serve
 from gitsync.sandbox.engine import OWNER_LABEL, find
+from gitsync.sandbox.proxy import Proxy
+from gitsync.sandbox.registry import Options
 from tests.contract.client import Access
 from tests.sandbox.conftest import Cluster, deployment, service, start
 
@@ -135,6 +138,57 @@ async def test_what_may_be_somebody_else_s_stays(image: str, tmp_path: Path, mon
             assert not left.exists()
     finally:
         subprocess.run([find(), "rm", "--force", *containers(hidden), *containers(gone)], capture_output=True)
+
+
+class _Nowhere:
+    async def dial(self, address: str, port: int) -> socket.socket:
+        raise ConnectionRefusedError(f"{address}:{port}")
+
+    def services_changed(self) -> None:
+        pass
+
+
+async def test_a_service_that_cannot_be_served_says_so_and_the_others_are(tmp_path: Path) -> None:
+    async with start(tmp_path, engine="none") as sandbox:
+        registry = sandbox.registry
+        proxy = Proxy(registry, _Nowhere())
+        work = asyncio.create_task(proxy.run())
+
+        def make(name: str, spec: Json) -> None:
+            body = {"metadata": {"name": name}, "spec": {"ports": [{"port": 80, "targetPort": 80}]} | spec}
+            registry.create(registry.resource("services"), "default", body, Options())
+
+        async def told(name: str) -> str:
+            async with asyncio.timeout(10):
+                while True:
+                    for event in registry.store.items("events", "default"):
+                        if event["involvedObject"]["name"] == name:
+                            return event["message"]
+                    await asyncio.sleep(0.01)
+
+        number = 32700
+        with socket.create_server(("127.0.0.1", number)):
+            make("node", {"type": "NodePort", "ports": [{"port": 80, "nodePort": number}]})
+            assert await told("node") == "node port 32700 of 127.0.0.1: Address already in use"
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        opened: list[int] = []
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (200, before[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    opened.append(os.open("/dev/null", os.O_RDONLY))
+            make("late", {})
+            assert await told("late") == "is not served: Too many open files"
+        finally:
+            for each in opened:
+                os.close(each)
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        make("next", {})
+        async with asyncio.timeout(10):
+            while not (proxy.local_port("default", "next", 80) and proxy.local_port("default", "late", 80)):
+                await asyncio.sleep(0.01)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
 
 
 async def test_a_directory_belongs_to_one_sandbox(tmp_path: Path) -> None:
