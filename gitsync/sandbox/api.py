@@ -20,6 +20,7 @@ from aiohttp import web
 from gitsync.sandbox import discovery, protobuf, selectors
 from gitsync.sandbox.kinds import Resource
 from gitsync.sandbox.patches import PatchError, json_patch, merge_patch, strategic_merge
+from gitsync.sandbox.proxy import ADDRESS
 from gitsync.sandbox.registry import Deletion, Options, Refusal, Registry, bad_request, not_found
 from gitsync.sandbox.schema import at, many
 from gitsync.sandbox.store import Event, Expired, Json
@@ -39,6 +40,12 @@ _PATCHES = (
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 )
+_ENGINE = "podman or docker {0} takes the Container ID that kubectl describe pod shows"
+_INSTEAD = {
+    "exec": _ENGINE.format("exec"),
+    "attach": _ENGINE.format("attach"),
+    "portforward": f"the annotation {ADDRESS} of a Service says where its pods answer on this machine",
+}
 
 
 class Logs(Protocol):
@@ -132,6 +139,8 @@ class Api:
             return None
         name, subresource = (*rest[1:], "", "")[:2]
         if subresource and subresource not in resource.subresources:
+            if resource.id == "pods" and (instead := _INSTEAD.get(subresource)):
+                raise Refusal(404, "NotFound", f"the sandbox has no pods/{subresource}: {instead}")
             return None
         if name and resource.namespaced and not namespace:
             return None

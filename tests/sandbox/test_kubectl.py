@@ -104,6 +104,12 @@ async def test_what_is_not_there_is_said_plainly(cluster: Cluster) -> None:
     assert 'no matches for kind "DaemonSet" in version "apps/v1"' in await cluster.kubectl(
         "apply", "-f", "-", stdin=body, ok=False
     )
+    pod = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "localhost/none:1"}]}}
+    await cluster.apply({"kind": "Pod"} | pod)
+    said = await cluster.kubectl("exec", "p", "--", "true", ok=False)
+    assert "the sandbox has no pods/exec: podman or docker exec takes the Container ID" in said
+    answer = await cluster.api.request("POST", cluster.api.path("v1", "pods", "p") + "/portforward")
+    assert "the annotation sandbox.gitsync.dev/address of a Service says where" in answer.message
     path, media = cluster.api.path("v1", "configmaps"), "application/vnd.kubernetes.protobuf"
     for raw in (b"", b"k8s\x00", b"k8s\x00\x0a\x7f", b"k8s\x00\x0a\x09\x12\x07Nothing\x12\x02\x08\x01"):
         answer = await cluster.api.request("POST", path, raw, media=media)
