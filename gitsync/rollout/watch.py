@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, cast
 
@@ -348,6 +349,9 @@ class _Wait:
                 continue  # it serves; a pod that does not go away must not hold up the commit
             if key in self._lenient and (stalled or judgement.health.status in _NO_PROGRESS):
                 continue
+            if not stalled and self._is_young(key, judgement.explanation, now):
+                pending = True
+                continue
             verdict = self._verdict(ref, judgement, stalled)
             if verdict is not None:
                 return self._outcome(now, verdict, ref, judgement)
@@ -369,6 +373,29 @@ class _Wait:
             return True
         since = [self._started.setdefault(start, now) for start in started(obj, self._world)]
         return now - max(since, default=float("-inf")) >= STEADY
+
+    def _is_young(self, key: Key, reason: Explanation | None, now: float) -> bool:
+        """Whether the container that is not ready has not run for as long as a Deployment gives it: bad luck, an image
+        that could not be pulled for a while, may have taken that. By our own clock, or that of its node. A Deployment
+        has not counted pods yet that are ready now."""
+        if key[:2] != DEPLOYMENT or reason is None:
+            return False
+        if reason == Explanation(blame=Blame.NONE):
+            return bool(pods_of(self._objects[key], self._world)[0])
+        if not reason.field or reason.restarts:
+            return False
+        names = (key[2], reason.pod)
+        for uid, pod in self._world.pods.items():
+            if (pod["metadata"]["namespace"], pod["metadata"]["name"]) != names:
+                continue
+            since = self._started.setdefault((f"{uid}/{reason.container}", 0), now)
+            statuses: list[Json] = part(pod, "status").get("containerStatuses") or []
+            at = next((part(each, "state", "running").get("startedAt") for each in statuses
+                       if each.get("name") == reason.container), None)  # fmt: skip
+            age = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() if isinstance(at, str) else 0.0
+            given: float = part(self._objects[key], "spec").get("progressDeadlineSeconds") or self._deadline
+            return max(now - since, age) < given
+        return False
 
     def _verdict(self, ref: ObjectRef, judgement: Judgement, stalled: bool) -> Verdict | None:
         reason = judgement.explanation

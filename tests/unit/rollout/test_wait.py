@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -172,6 +173,33 @@ async def test_an_image_that_cannot_be_pulled_is_bad_luck(target: Target, node: 
     outcome = await roll(target, deployment(namespace, deadline=2))
     assert (outcome.verdict, outcome.blame) == (Verdict.LUCK, Blame.LUCK)
     assert "registry is away" in outcome.message
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+async def test_time_that_bad_luck_took_is_not_held_against_the_commit(
+    target: Target, node: Node, namespace: str, cluster: Cluster, recovers: bool
+) -> None:
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "registry is away"}}
+    node.decide = lambda pod: status_of(pod, ready=False, state=waiting, started=False)
+    wanted = deployment(namespace, deadline=2)
+    assert (await roll(target, wanted)).verdict is Verdict.LUCK
+    pod = (await cluster.list(await cluster.resource("", "v1", "Pod"), namespace=namespace)).items[0]
+
+    async def report(*, ready: bool) -> None:
+        running = {"running": {"startedAt": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}}
+        told = body(ObjectRef.of(pod), status=status_of(pod, ready=ready, state=running))
+        await cluster.apply(told, subresource="status", manager="node")
+
+    await report(ready=False)
+    began = time.monotonic()
+    waits = asyncio.create_task(roll(target, wanted, action="update"))
+    await asyncio.sleep(1.0)
+    assert not waits.done(), "it has just begun to run"
+    if recovers:
+        await report(ready=True)
+    outcome = await waits
+    assert outcome.verdict is (Verdict.HEALTHY if recovers else Verdict.FAILED)
+    assert time.monotonic() - began < 30
 
 
 async def test_what_keeps_the_pods_is_told_long_before_the_deadline(
