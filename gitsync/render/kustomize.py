@@ -80,7 +80,7 @@ async def build(snapshot: Snapshot, directory: str, *, bounds: Bounds, size: int
 
 def _without_secrets(said: str, kustomizations: Iterable[Json]) -> str:
     """What kustomize says, which quotes all literals of a generator and whole patches: they may be of a Secret."""
-    said = re.sub(r"with config: `.*\n`: ", "", said, flags=re.DOTALL)
+    said = re.sub(r"with config: `.*\n\s*`: ", "", said, flags=re.DOTALL)
     said = re.sub(r'\[patch: ".*"', "[patch", said, flags=re.DOTALL)
     for kustomization in kustomizations:
         generators: JsonValue = kustomization.get("secretGenerator")
