@@ -1,40 +1,51 @@
 """``python -m tests [pytest's arguments]``, also known as ``make test``: all that needs no Kubernetes.
 
-Without arguments, two processes side by side: one has all tests that use containers, which look at mounts and processes
-of the whole machine, the other has the rest, and is shown when it ends. With arguments, pytest as they say.
+Without arguments, three processes side by side: one has the sandbox, one what builds images, and one has the rest; the
+first is shown while it runs, the others when they end. Much of the first two is waiting. With arguments, pytest as they
+say.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import IO
 
-CONTAINERS = ("tests/sandbox", "tests/unit/images")
-PLACES = ("tests/unit", "tests/contract", "tests/sandbox")
+SANDBOX = ("tests/sandbox",)
+BUILDS = ("tests/unit/images/test_backends.py", "tests/unit/images/test_build.py")
+REST = ("tests/unit", "tests/contract", *(f"--ignore={place}" for place in BUILDS))
+PYTEST = (sys.executable, "-m", "pytest")
 
 
 def main(arguments: Sequence[str]) -> int:
-    pytest = [sys.executable, "-m", "pytest"]
     if arguments:
-        return subprocess.run([*pytest, *arguments], check=False).returncode
-    others = [place for place in PLACES if place not in CONTAINERS]
-    others += [f"--ignore={place}" for place in CONTAINERS]
+        return subprocess.run([*PYTEST, *arguments], check=False).returncode
+    with beside(REST, "rest") as rest, beside(BUILDS, "builds") as builds:
+        first = subprocess.run([*PYTEST, *SANDBOX], check=False).returncode
+        codes = [first, builds.wait(), rest.wait()]
+    return next(filter(None, codes), 0)
+
+
+@contextlib.contextmanager
+def beside(places: Sequence[str], name: str) -> Generator[subprocess.Popen[bytes]]:
+    """A process of its own, waited for, whose output is shown at the end; a Ctrl-C reaches it."""
+    told: IO[bytes]
     with tempfile.TemporaryFile() as told:
-        beside = [*pytest, "-o", "cache_dir=.pytest_cache/beside", *others]
-        second = subprocess.Popen(beside, stdout=told, stderr=told, start_new_session=True)
+        command = [*PYTEST, "-o", f"cache_dir=.pytest_cache/{name}", *places]
+        process = subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True)
         try:
-            first = subprocess.run([*pytest, *CONTAINERS], check=False).returncode
-            code = second.wait()
+            yield process
+            process.wait()
         finally:
-            if second.poll() is None:
-                os.killpg(second.pid, signal.SIGINT)
-                second.wait()
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                process.wait()
             told.seek(0)
             sys.stdout.buffer.write(told.read())
             sys.stdout.flush()
-    return first or code
 
 
 if __name__ == "__main__":
