@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gitsync.errors import Transient
 from gitsync.images import reaper
@@ -44,8 +45,8 @@ async def run(argv: Sequence[str], log: Callable[[str], None], *, environ: Mappi
     if not shutil.which(argv[0]):
         raise Transient("it is not installed", doing=f"running {argv[0]}", hint=f"install {argv[0]}")
     env = {name: os.environ[name] for name in _PASSED if name in os.environ} | dict(environ or {})
-    try:
-        process = await asyncio.create_subprocess_exec(
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", reaper.__file__, str(os.getpid()), *argv),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -54,6 +55,12 @@ async def run(argv: Sequence[str], log: Callable[[str], None], *, environ: Mappi
             start_new_session=True,
             umask=0o022,  # the modes of what a build creates are part of its digest
         )
+    )
+    try:
+        process = await asyncio.shield(starting)
+    except asyncio.CancelledError:  # asyncio itself would kill the reaper alone, and what that has begun would go on
+        await _done(_discard(starting))
+        raise
     except OSError as error:
         raise Transient(f"it cannot be started: {error.strerror}", doing=f"running {argv[0]}") from error
     tail: deque[str] = deque(maxlen=_TAIL)
@@ -63,10 +70,21 @@ async def run(argv: Sequence[str], log: Callable[[str], None], *, environ: Mappi
         await asyncio.wait([reader], timeout=_GRACE)
         return Finished(code, tuple(tail))
     finally:
-        stop = asyncio.create_task(_stop(process, reader))
-        while not stop.done():  # also when cancelled once more: never leave a process behind
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(stop)
+        await _done(_stop(process))
+        reader.cancel()
+
+
+async def _done(work: Coroutine[Any, Any, None]) -> None:
+    """Also when cancelled once more: never leave a process behind."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+
+
+async def _discard(starting: asyncio.Task[asyncio.subprocess.Process]) -> None:
+    with contextlib.suppress(OSError):
+        await _stop(await starting)
 
 
 async def _read(process: asyncio.subprocess.Process, tail: deque[str], log: Callable[[str], None]) -> None:
@@ -93,7 +111,7 @@ def _emit(line: bytes, tail: deque[str], log: Callable[[str], None]) -> None:
         log(text)
 
 
-async def _stop(process: asyncio.subprocess.Process, reader: asyncio.Task[None]) -> None:
+async def _stop(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -101,7 +119,6 @@ async def _stop(process: asyncio.subprocess.Process, reader: asyncio.Task[None])
             await asyncio.wait_for(process.wait(), reaper.GRACE + _GRACE)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    reader.cancel()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), _GRACE)
 

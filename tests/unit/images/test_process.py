@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,20 @@ async def test_a_command_that_ignores_termination_is_killed(tmp_path: Path, monk
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert processes(word) == []
+
+
+async def test_who_is_cancelled_while_it_starts_leaves_nothing_either() -> None:
+    word = uuid.uuid4().hex
+    task = asyncio.create_task(process.run(["sh", "-c", f"sleep 300; : {word}"], print))
+    while not processes(word):
+        await asyncio.sleep(0)  # one step of the loop: the process exists, and asyncio does not know it yet
+    ends = time.monotonic() + 20
+    while len(processes(word)) < 2 and time.monotonic() < ends:
+        time.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 30)
     assert processes(word) == []
 
 
