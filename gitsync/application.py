@@ -609,16 +609,6 @@ def spec_schema() -> Json:
     return _structural(ApplicationSpec.model_json_schema(by_alias=True))
 
 
-def not_installed(error: Invalid) -> Invalid:
-    """What to say of a cluster that does not know Applications: a person who meets gitsync first knows no kinds."""
-    return Invalid(
-        "gitsync was never installed in this cluster",
-        doing=error.doing,
-        hint="'gitsync run REPOSITORY --registry HOST' or 'kubectl apply -k deploy/' does that",
-        reason="NotInstalled",
-    )
-
-
 def crd() -> Json:
     """The CustomResourceDefinition, ready to be applied."""
     schema: Json = {

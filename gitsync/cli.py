@@ -31,7 +31,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gitsync import __version__
-from gitsync.application import API_GROUP, KIND, VERSION, Application, not_installed
+from gitsync.application import API_GROUP, KIND, VERSION, Application
 from gitsync.errors import GitsyncError, Held, Invalid, Waiting
 from gitsync.model import (
     ANNOTATION_APPROVE,
@@ -171,14 +171,14 @@ def age(stamp: str) -> str:
 
 @contextlib.asynccontextmanager
 async def connected(kubeconfig: Path | None, context: str) -> AsyncGenerator[Any]:
-    from gitsync.cluster.answers import NoKind
-    from gitsync.cluster.client import PATIENCE, Cluster  # imports the cluster's client library: only when needed
+    from gitsync.cluster.client import (  # imports the cluster's client library: only when needed
+        PATIENCE,
+        Cluster,
+        applications,
+    )
 
     async with await Cluster.connect(str(kubeconfig or ""), context, allow_plugins=True) as cluster:
-        try:
-            await cluster.resource(API_GROUP, VERSION, KIND, deadline=PATIENCE)
-        except NoKind as error:
-            raise not_installed(error) from error
+        await applications(cluster, deadline=PATIENCE)
         yield cluster
 
 

@@ -20,11 +20,10 @@ from typing import Any
 import orjson
 import structlog
 
-from gitsync.application import KIND, PLURAL, VERSION, Application, crd, not_installed
+from gitsync.application import KIND, PLURAL, VERSION, Application, crd
 from gitsync.attempt import Prepared
-from gitsync.cluster.answers import NoKind
 from gitsync.cluster.cache import Observed, Watcher
-from gitsync.cluster.client import PATIENCE, Cluster
+from gitsync.cluster.client import PATIENCE, Cluster, applications
 from gitsync.cluster.lease import Lease
 from gitsync.cluster.record import Records
 from gitsync.errors import GitsyncError, Invalid
@@ -205,10 +204,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def leading(self) -> AsyncGenerator[None]:
         """Follow every Application and work on it, while the context lasts."""
-        try:
-            resource = await self.cluster.resource(API_GROUP, VERSION, KIND)
-        except NoKind as error:
-            raise not_installed(error) from error
+        resource = await applications(self.cluster)
         watcher = Watcher(
             self.cluster,
             resource,
@@ -459,10 +455,7 @@ async def preview(settings: Settings, ref: ObjectRef) -> Plan:
     redactor = Redactor()
     configure(redactor=redactor, format=settings.log_format, level=settings.log_level)
     async with await Cluster.connect(str(settings.kubeconfig or ""), settings.context, allow_plugins=True) as cluster:
-        try:
-            await cluster.resource(API_GROUP, VERSION, KIND, deadline=PATIENCE)
-        except NoKind as error:
-            raise not_installed(error) from error
+        await applications(cluster, deadline=PATIENCE)
         obj = await cluster.get(ref)
         if obj is None:
             raise Invalid(

@@ -33,6 +33,7 @@ import aiohttp
 import orjson
 import yarl
 
+from gitsync.application import API_GROUP, KIND, VERSION
 from gitsync.cluster.answers import (
     Conflict,
     Expired,
@@ -900,3 +901,16 @@ def _sole_owner_of_replicas(live: Json) -> bool:
     entries: list[Json] = live["metadata"].get("managedFields") or []
     owners = {entry.get("manager") for entry in entries if "f:replicas" in entry.get("fieldsV1", {}).get("f:spec", {})}
     return owners == {FIELD_MANAGER}
+
+
+async def applications(cluster: Cluster, *, deadline: float = DEADLINE) -> Resource:
+    """How Applications are addressed. ``Invalid`` where gitsync was never installed: a newcomer knows no kinds."""
+    try:
+        return await cluster.resource(API_GROUP, VERSION, KIND, deadline=deadline)
+    except NoKind as error:
+        raise Invalid(
+            "gitsync was never installed in this cluster",
+            doing=error.doing,
+            hint="'gitsync run REPOSITORY --registry HOST' or 'kubectl apply -k deploy/' does that",
+            reason="NotInstalled",
+        ) from error

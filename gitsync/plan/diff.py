@@ -385,7 +385,7 @@ def _compare(
     lenient: _Schema | None,
 ) -> None:
     """Add what differs; a subtree that only one side has is one change. ``lenient``: absent is like empty."""
-    if isinstance(before, dict) and type(before) is type(after):  # pyright: ignore[reportUnknownArgumentType]
+    if _alike(before, after) and isinstance(before, dict):
         old, new = cast(Json, before), cast(Json, after)
         keyed = isinstance(before, _Keyed)
         for key in [*new, *(key for key in old if key not in new)]:
@@ -417,12 +417,17 @@ def _refer(variables: Json) -> bool:
     return any("$(" in str(cast(Json, each).get("value")) for each in variables.values())
 
 
+def _alike(*values: object) -> bool:
+    """Whether all are maps, or all are merged lists: ``_Keyed`` is a ``dict``, too."""
+    return len({type(each) for each in values}) == 1
+
+
 def _left_out(
     was: JsonValue, now: JsonValue, found: JsonValue, path: str, fields: tuple[str, ...], schema: _Schema
 ) -> dict[str, JsonValue]:
     """What ``found`` has by path, of what ``was`` said and ``now`` does not say; all are canonical forms."""
     left: dict[str, JsonValue] = {}
-    if isinstance(was, dict) and type(was) is type(now) is type(found):  # pyright: ignore[reportUnknownArgumentType]
+    if _alike(was, now, found) and isinstance(was, dict):
         keyed = isinstance(was, _Keyed)
         wanted, there = cast(Json, now), cast(Json, found)
         for key, value in cast(Json, was).items():

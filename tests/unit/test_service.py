@@ -90,8 +90,15 @@ async def test_what_is_followed_by_itself_is_left_to_who_follows_it(monkeypatch:
     async with Reporter(Sink(), metrics=metrics, redactor=Redactor(), instance="test") as reporter:
         service = Service(Settings.load(application=only), MagicMock(), reporter, metrics)
         told: list[str] = []
-        monkeypatch.setattr(service, "wake", lambda key: told.append(f"works on {key}"))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
-        monkeypatch.setattr(service, "_leave", lambda key: told.append(f"leaves {key}"))  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType]
+
+        def works(key: str) -> None:
+            told.append(f"works on {key}")
+
+        def leaves(key: str) -> None:
+            told.append(f"leaves {key}")
+
+        monkeypatch.setattr(service, "wake", works)
+        monkeypatch.setattr(service, "_leave", leaves)
 
         def observe(version: str, **annotations: str) -> None:
             metadata = {"name": "web", "namespace": "shop", "uid": "1", "annotations": annotations}
@@ -104,8 +111,8 @@ async def test_what_is_followed_by_itself_is_left_to_who_follows_it(monkeypatch:
         assert ("shop/web" in service.parsed) == bool(only)
         observe("2")
         observe("3", **mark)
-        works, leaves = "works on shop/web", "leaves shop/web"
-        assert told == ([works, works, works] if only else [works, leaves])
+        work = "works on shop/web"
+        assert told == ([work, work, work] if only else [work, "leaves shop/web"])
 
 
 async def test_a_spec_that_the_server_took_and_nobody_can_follow_is_told_in_the_status(
