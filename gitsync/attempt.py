@@ -60,7 +60,6 @@ BUILD_LOG = 200  # lines
 MOST_HISTORY = 50
 MOST_KEPT = 10  # deployments whose objects are kept, to go back to
 MOST_QUARANTINED = 20
-LEFT = "a person went back to "  # how the message of what a rollback left begins: nothing has failed there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,8 +403,9 @@ def _left_behind(record: Record, prepared: Prepared) -> Iterable[Quarantined]:
                 generation=prepared.application.generation,
                 revision=state.revision,
                 stage=Stage.ROLLOUT,
-                message=f"{LEFT}{prepared.plan.revision}",
+                message=f"a person went back to {prepared.plan.revision}",
                 at=datetime.now(UTC),
+                left=True,
             )
 
 

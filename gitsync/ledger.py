@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gitsync.application import Application
-from gitsync.attempt import LEFT, Decision, Memory, handled, merged, remembered
+from gitsync.attempt import Decision, Memory, handled, merged, remembered
 from gitsync.cluster.answers import Rejected
 from gitsync.cluster.client import Cluster
 from gitsync.cluster.record import GoodState, Quarantined, Record, Records
@@ -181,6 +181,6 @@ class Ledger:
 
 
 def _reason(entry: Quarantined) -> str:
-    if entry.message.startswith(LEFT):
+    if entry.left:
         return "RolledBack"
     return "RolloutFailed" if entry.stage is Stage.ROLLOUT else "Refused"

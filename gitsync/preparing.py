@@ -471,26 +471,19 @@ class Preparing:
 
     def abandon(self, application: Application, record: Record, decision: Decision, error: GitsyncError) -> Prepared:
         """What is under way has no future, because what ``decision`` names was refused: take it back."""
-        source = application.spec.source
-        revision = Revision(repository=source.repository, ref=source.ref.value, sha=decision.sha)
-        return Prepared(
-            application=application,
-            decision=decision,
-            plan=Plan(revision=revision, waves=()),
-            images=ImageSet(),
-            digest="",
-            target=self.target(application),
-            live={},
-            record_generation=record.stored.generation,
-            abandons=error,
-        )
+        empty = self._nothing(application, decision.sha)
+        return replace(empty, decision=decision, record_generation=record.stored.generation, abandons=error)
 
     def dismantle(self, application: Application) -> Prepared | None:
         """The Application is being deleted. ``None``: its objects stay, and the Record goes with its owner."""
         if FINALIZER not in application.finalizers:
             return None
+        return replace(self._nothing(application, ""), dismantles=True)
+
+    def _nothing(self, application: Application, sha: str) -> Prepared:
+        """A plan that sends nothing: what it is for is said beside it."""
         source = application.spec.source
-        revision = Revision(repository=source.repository, ref=source.ref.value, sha="")
+        revision = Revision(repository=source.repository, ref=source.ref.value, sha=sha)
         return Prepared(
             application=application,
             decision=decision_of(application, revision),
@@ -499,7 +492,6 @@ class Preparing:
             digest="",
             target=self.target(application),
             live={},
-            dismantles=True,
         )
 
     async def settle(self, application: Application, memory: Memory, record: Record) -> Record:

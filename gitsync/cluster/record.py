@@ -113,7 +113,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quarantined:
-    """What must not be tried again: ``digest`` of a commit's input under a spec's ``generation``."""
+    """What must not be tried again: ``digest`` of a commit's input under a spec's ``generation``.
+
+    ``left``: nothing failed there, a person went back from it.
+    """
 
     digest: str
     generation: int
@@ -121,6 +124,7 @@ class Quarantined:
     stage: Stage
     message: str
     at: datetime
+    left: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
